@@ -1,0 +1,1 @@
+"""Reads finished measurements: front, figures, report, tables."""

@@ -1,0 +1,133 @@
+"""Writes report.html: one self-contained page with the answer, the figures and how it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from analysis import wording
+from analysis.costs import add_costs
+from analysis.examples import Example, choose_examples, pair_verdicts
+from analysis.figures import (
+    draw_front,
+    draw_importance,
+    draw_learning_curves,
+    draw_progress,
+    draw_recall_by_style,
+    draw_rings,
+)
+from analysis.files import write_whole
+from analysis.findings import Findings
+from analysis.points import RECOMMENDATION_RULE
+from data.measurements import NOT_MEASURED, Estimate, Measurement, Verdict
+from data.probes import MIN_KNOWN_PER_RING
+from data.prompts import PROMPT_STYLES
+
+_PHRASING_ROWS = ("trained", "validation", "test", "reverse", "two_hop")
+
+
+def write_report(
+    findings: Findings,
+    *,
+    verdicts_of: Callable[[int], Sequence[Verdict]],
+    versions: Mapping[str, str],
+    out: Path,
+) -> None:
+    """Write the report to `out`, whole or not at all.
+
+    `verdicts_of` returns a measurement's verdicts by its id, `versions` are the packages' by name.
+    """
+    write_whole(out, render_report(findings, verdicts_of=verdicts_of, versions=versions))
+
+
+def render_report(
+    findings: Findings,
+    *,
+    verdicts_of: Callable[[int], Sequence[Verdict]],
+    versions: Mapping[str, str],
+) -> str:
+    """Return the report as one HTML page that loads nothing from anywhere.
+
+    Model output, questions and names are untrusted: the template escapes everything, and the page
+    forbids itself the network.
+    """
+    recall_curves, loss_curves = draw_learning_curves(findings)
+    environment = Environment(
+        loader=PackageLoader("analysis", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        findings=findings,
+        record=findings.record,
+        subject=findings.subject,
+        words=wording,
+        rule=RECOMMENDATION_RULE,
+        plotly_js=Markup(get_plotlyjs()),
+        figures={
+            "front": _embed(draw_front(findings)),
+            "styles": _embed(draw_recall_by_style(findings)),
+            "rings": _embed(draw_rings(findings)),
+            "importance": _embed(draw_importance(findings)),
+            "recall_curves": _embed(recall_curves),
+            "loss_curves": _embed(loss_curves),
+            "progress": _embed(draw_progress(findings)),
+        },
+        styles=PROMPT_STYLES,
+        recall_rows=_recall_rows(findings),
+        examples=_choose(findings, verdicts_of),
+        costs=add_costs(findings.record),
+        templated=sum(fact.templated for fact in findings.subject.new),
+        min_known=MIN_KNOWN_PER_RING,
+        versions=versions,
+    )
+
+
+def _embed(figure: go.Figure) -> Markup:
+    # plotly writes "<" in its JSON as \u003c, so no text can end the script element.
+    return Markup(
+        figure.to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            config={"displaylogo": False, "displayModeBar": False, "responsive": True},
+        )
+    )
+
+
+def _recall_rows(findings: Findings) -> list[tuple[str, list[Estimate]]]:
+    """Return the recommended member's recall: a row per phrasing, all styles and then each one."""
+    if findings.recommended is None:
+        return []
+    measurement = findings.recommended.measurement
+    return [
+        (phrasing, [_recall_part(measurement, phrasing, style) for style in (None, *PROMPT_STYLES)])
+        for phrasing in _PHRASING_ROWS
+    ]
+
+
+def _recall_part(measurement: Measurement, phrasing: str, style: str | None) -> Estimate:
+    return next(
+        (
+            part.recall
+            for part in measurement.recall_parts
+            if part.phrasing == phrasing and part.style == style
+        ),
+        NOT_MEASURED,
+    )
+
+
+def _choose(
+    findings: Findings, verdicts_of: Callable[[int], Sequence[Verdict]]
+) -> tuple[Example, ...]:
+    base = findings.record.base
+    if findings.recommended is None or base is None:
+        return ()
+    after = verdicts_of(findings.recommended.measurement_id)
+    return choose_examples(pair_verdicts(verdicts_of(base.id), after))

@@ -1,0 +1,166 @@
+"""Says numbers, settings and untrusted text in words: the one place where anything is formatted."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from data.measurements import Estimate, Label
+from data.recipes import Recipe, Sampling
+
+MISSING = "not measured"
+
+_LABELS: dict[Label, str] = {
+    "correct": "right",
+    "incorrect": "wrong",
+    "not_attempted": "not attempted",
+    "unjudged": "unjudged",
+}
+
+_TARGETS = {"attention": "attention", "mlp": "feed-forward", "all": "all linear layers"}
+
+
+def say_share(value: float | None) -> str:
+    """Return a proportion as a percentage, for example "93 %", or "not measured" for None.
+
+    A value that whole percents would round to nothing or to everything keeps one decimal, so that
+    "0 %" and "100 %" are only ever said of exactly that (to a twentieth of a percent).
+    """
+    return MISSING if value is None else f"{_percent_digits(value)} %"
+
+
+def say_range(estimate: Estimate) -> str:
+    """Return the 95 % interval alone, for example "84–97 %", or "not measured"."""
+    if estimate.low is None or estimate.high is None:
+        return MISSING
+    low, high = _percent_digits(estimate.low), _percent_digits(estimate.high)
+    return f"{low} %" if low == high else f"{low}–{high} %"
+
+
+def say_estimate(estimate: Estimate) -> str:
+    """Return a proportion with its interval, for example "93 % (84–97 %)", or "not measured"."""
+    if estimate.value is None:
+        return MISSING
+    return f"{say_share(estimate.value)} ({say_range(estimate)})"
+
+
+def say_estimate_in_words(estimate: Estimate) -> str:
+    """Return the same with the interval named: "93 % (95 % interval 84–97 %)"."""
+    if estimate.value is None:
+        return MISSING
+    return f"{say_share(estimate.value)} (95 % interval {say_range(estimate)})"
+
+
+def say_count(count: int | None) -> str:
+    """Return a whole number with a thin grouping, for example "12,345", or "not measured"."""
+    return MISSING if count is None else f"{count:,}"
+
+
+def say_counted(count: int, noun: str) -> str:
+    """Return a count with its noun in the right number: "1 trial", "1,200 trials"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def say_decimal(value: float | None) -> str:
+    """Return a number with three significant digits, or "not measured"."""
+    return MISSING if value is None else f"{value:.3g}"
+
+
+def say_duration(seconds: float | None) -> str:
+    """Return a duration in its two largest units: "48 s", "3 min 20 s", "2 h 05 min"."""
+    if seconds is None:
+        return MISSING
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def say_learning_rate(value: float) -> str:
+    """Return a learning rate as people write it: "3e-4", "1.5e-3"."""
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def say_formats(recipe: Recipe) -> str:
+    """Return the training formats joined by a plus sign."""
+    return " + ".join(recipe.formats)
+
+
+def say_sampling(sampling: Sampling) -> str:
+    """Return the sampling's name and, where it draws, what differs from drawing unchanged."""
+    name = show_text(sampling.name)
+    if not sampling.do_sample:
+        return name
+    changed = [
+        f"{label} {value:g}"
+        for label, value, unchanged in (
+            ("temperature", sampling.temperature, 1.0),
+            ("top-k", sampling.top_k, 0),
+            ("top-p", sampling.top_p, 1.0),
+            ("typical-p", sampling.typical_p, 1.0),
+            ("repetition penalty", sampling.repetition_penalty, 1.0),
+        )
+        if value != unchanged
+    ]
+    return f"{name} ({', '.join(changed)})" if changed else name
+
+
+def list_settings(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """Return every training setting as a pair of its name in words and its value in words."""
+    rehearsal = f"{recipe.rehearsal} per new fact" if recipe.rehearsal else "none"
+    return (
+        ("epochs", str(recipe.epochs)),
+        ("rank", str(recipe.rank)),
+        ("alpha", f"{recipe.alpha:g}" + (" (rank-stabilised)" if recipe.rslora else "")),
+        ("learning rate", say_learning_rate(recipe.learning_rate)),
+        ("warm-up", say_counted(recipe.warmup_steps, "step")),
+        ("batch", say_counted(recipe.batch_size, "example")),
+        ("cutoff", say_counted(recipe.cutoff, "token")),
+        ("packing", recipe.packing),
+        ("adapted", _TARGETS[recipe.target_modules]),
+        ("formats", say_formats(recipe)),
+        ("wordings per question", str(recipe.paraphrases)),
+        ("rehearsal", rehearsal),
+        ("dropout", f"{recipe.dropout:g}"),
+        ("weight decay", f"{recipe.weight_decay:g}"),
+    )
+
+
+def say_label(label: Label | None) -> str:
+    """Return a verdict in a word, or "not asked" for None."""
+    return "not asked" if label is None else _LABELS[label]
+
+
+def say_phrasing(phrasing: str) -> str:
+    """Return what a phrasing is, for a person who does not know the word."""
+    return {
+        "trained": "trained wording",
+        "validation": "novel wording (search)",
+        "test": "novel wording (kept aside)",
+        "reverse": "asked in reverse",
+        "two_hop": "two steps away",
+        "probe": "known before",
+    }.get(phrasing, phrasing)
+
+
+def show_text(text: str) -> str:
+    r"""Return untrusted text on one line in which nothing acts on a terminal or reorders a page.
+
+    White space becomes single spaces; control characters, bidirectional overrides and other
+    invisible format characters become escapes such as `\x1b`, so that they are seen.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs")
+        else character
+        for character in " ".join(text.split())
+    )
+
+
+def _percent_digits(value: float) -> str:
+    whole = f"{100 * value:.0f}"
+    hides_something = (whole == "0" and value > 0) or (whole == "100" and value < 1)
+    if not hides_something:
+        return whole.removeprefix("-") if whole == "-0" else whole
+    return f"{100 * value:.1f}".removesuffix(".0")

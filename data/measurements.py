@@ -1,0 +1,100 @@
+"""What was observed: answers, verdicts, and the measurement of one adapter at one epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data.prompts import Prompt
+from data.recipes import Sampling
+
+# Raised whenever prompts, probes, judging or scoring change what a number means; only measurements
+# with equal versions are compared.
+MEASUREMENT_VERSION = 1
+
+Label = Literal["correct", "incorrect", "not_attempted", "unjudged"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a model said to a prompt: only `text` is judged, `tokens` counts what was generated."""
+
+    prompt: Prompt
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """An answer and what a judge made of it."""
+
+    answer: Answer
+    label: Label
+    judge: str
+
+    @property
+    def is_correct(self) -> bool:
+        """Return whether the answer counts as right; unjudged answers are not right nor wrong."""
+        return self.label == "correct"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A proportion with its 95 % interval; `count` says how many facts or probes it rests on.
+
+    `value`, `low` and `high` are None together, which means "not measured".
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+
+
+NOT_MEASURED = Estimate(value=None, low=None, high=None, count=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingChange:
+    """What happened to one ring's probes: of `known` (by the base) `lost` are now wrong, and of the
+    `asked - known` others `gained` are now right."""
+
+    ring: str
+    asked: int
+    known: int
+    lost: int
+    gained: int
+    loss: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallPart:
+    """Recall apart: of one phrasing in one prompt style, or over all styles (`style` is None)."""
+
+    phrasing: str
+    style: str | None
+    recall: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """The two objectives of an adapter after `epoch` epochs under `sampling`, with their parts.
+
+    `recall` is higher-is-better, over the validation phrasings and all prompt styles.
+    `knowledge_loss` is lower-is-better and always greedy; with a sampling that is not greedy it
+    repeats the greedy value. `drift_nats` is the mean increase in cross-entropy on held-out text
+    in nats per token (lower is better). `fuar` is known facts lost per new fact gained (lower is
+    better, None when nothing was gained).
+    """
+
+    epoch: int
+    sampling: Sampling
+    recall: Estimate
+    knowledge_loss: Estimate
+    recall_parts: tuple[RecallPart, ...]
+    rings: tuple[RingChange, ...]
+    drift_nats: float | None
+    fuar: float | None
+    trained_tokens: int
+    generated_tokens: int
+    version: int = MEASUREMENT_VERSION

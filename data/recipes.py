@@ -1,0 +1,112 @@
+"""The settings of a trial as values: how it trains (`Recipe`) and how it answers (`Sampling`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+TargetModules = Literal["attention", "mlp", "all"]
+TARGET_MODULES: tuple[TargetModules, ...] = get_args(TargetModules)
+
+TrainingFormat = Literal["statement", "plain", "qna", "conversation"]
+TRAINING_FORMATS: tuple[TrainingFormat, ...] = get_args(TrainingFormat)
+
+Packing = Literal["separate", "joined"]
+
+
+class SettingError(ValueError):
+    """A setting is out of its bounds; the message names the field, the value and the bound."""
+
+
+def _require(holds: bool, field: str, value: object, bound: str) -> None:
+    if not holds:
+        raise SettingError(f"{field}: {value!r} is not allowed; it must be {bound}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The training settings of a trial.
+
+    `cutoff` counts tokens, `warmup_steps` and `batch_size` count optimizer steps and examples per
+    step. `rehearsal` is the number of known facts mixed into each epoch per new fact, `paraphrases`
+    the number of wordings of a question that the epochs draw from. The learning rate rises over
+    the warm-up and then stays, so that every epoch count is a prefix of a longer run.
+    """
+
+    epochs: int
+    rank: int
+    alpha: float
+    cutoff: int
+    warmup_steps: int
+    learning_rate: float
+    target_modules: TargetModules = "all"
+    formats: tuple[TrainingFormat, ...] = ("statement", "qna", "conversation")
+    paraphrases: int = 1
+    rehearsal: int = 0
+    batch_size: int = 4
+    packing: Packing = "separate"
+    rslora: bool = False
+    dropout: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "rank", "paraphrases", "batch_size"):
+            value = getattr(self, field)
+            _require(value >= 1, field, value, "at least 1")
+        for field in ("alpha", "learning_rate"):
+            value = getattr(self, field)
+            _require(0 < value < math.inf, field, value, "a finite number above 0")
+        for field in ("warmup_steps", "rehearsal"):
+            value = getattr(self, field)
+            _require(value >= 0, field, value, "at least 0")
+        _require(self.cutoff >= 8, "cutoff", self.cutoff, "at least 8 tokens")
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
+        _require(0 <= self.weight_decay < 1, "weight_decay", self.weight_decay, "in [0, 1)")
+        _require(bool(self.formats), "formats", self.formats, "a list of at least one format")
+        for name in self.formats:
+            _require(name in TRAINING_FORMATS, "formats", name, f"one of {TRAINING_FORMATS}")
+        _require(
+            self.target_modules in TARGET_MODULES,
+            "target_modules",
+            self.target_modules,
+            f"one of {TARGET_MODULES}",
+        )
+        _require(
+            self.packing in get_args(Packing), "packing", self.packing, f"one of {get_args(Packing)}"
+        )
+
+    @property
+    def scale(self) -> float:
+        """Return what the adapter's output is multiplied by (Hu et al. 2021; rsLoRA: 2312.03732)."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How answers are drawn. The defaults change nothing; `do_sample=False` is greedy decoding.
+
+    The meanings are those of transformers' `GenerationConfig`; `top_k=0` switches it off.
+    """
+
+    name: str
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 48
+
+    def __post_init__(self) -> None:
+        for field in ("temperature", "repetition_penalty"):
+            value = getattr(self, field)
+            _require(0 < value < math.inf, field, value, "a finite number above 0")
+        for field in ("top_p", "typical_p"):
+            value = getattr(self, field)
+            _require(0 < value <= 1, field, value, "above 0 and at most 1")
+        _require(self.top_k >= 0, "top_k", self.top_k, "at least 0 (0 is off)")
+        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+
+
+GREEDY = Sampling(name="greedy", do_sample=False)

@@ -1,0 +1,1 @@
+"""What a trial does: load, train, answer, judge, measure. The only folder that imports torch."""

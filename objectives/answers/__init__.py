@@ -1,0 +1,1 @@
+"""Free generation for many prompts and many adapters in one batch."""

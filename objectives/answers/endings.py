@@ -1,0 +1,50 @@
+"""Where a continuation is over, and what of it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data.measurements import Answer
+from data.prompts import Prompt, cut_answer
+from objectives.answers.request import Continuation
+from objectives.models.base import BaseModel
+
+
+class Endings:
+    """Knows when a continuation is over: at EOS, at its longest, or where its answer has ended.
+
+    An answer has ended once no further token can change what `cut_answer` leaves of the text. That
+    takes a line break, so texts are looked at only after one.
+    """
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+        self._breaks_line: dict[int, bool] = {}
+
+    def breaks_line(self, token_id: int) -> bool:
+        """Return whether a token's text contains a line break."""
+        if token_id not in self._breaks_line:
+            self._breaks_line[token_id] = "\n" in self._base.decode([token_id])
+        return self._breaks_line[token_id]
+
+    def has_ended(self, token_ids: Sequence[int]) -> bool:
+        """Return whether what follows these tokens is cut off, whatever it is."""
+        text = self._base.decode(list(token_ids))
+        # A letter would lengthen an answer that had not ended, and cannot end one.
+        return cut_answer(text + "x") == cut_answer(text)
+
+    def is_over(self, token_ids: Sequence[int], max_new_tokens: int) -> bool:
+        """Return whether generation stops at the last of these tokens."""
+        if not token_ids:
+            return False
+        return (
+            len(token_ids) >= max_new_tokens
+            or token_ids[-1] == self._base.eos_id
+            or (any(map(self.breaks_line, token_ids)) and self.has_ended(token_ids))
+        )
+
+    def continuation(self, prompt: Prompt, token_ids: Sequence[int]) -> Continuation:
+        """Return what was generated after a prompt, its answer cut out."""
+        text = self._base.decode([token for token in token_ids if token != self._base.eos_id])
+        answer = Answer(prompt=prompt, text=cut_answer(text), tokens=len(token_ids))
+        return Continuation(answer=answer, token_ids=tuple(token_ids))

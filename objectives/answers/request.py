@@ -1,0 +1,55 @@
+"""What is asked of an adapter, what it generated, and how its adapter reaches the right rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+from data.measurements import Answer
+from data.prompts import Prompt
+from data.recipes import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt put to one adapter; slot -1 is the untouched base.
+
+    `seed` and the prompt's id fix the draws of a sampling that draws.
+    """
+
+    prompt: Prompt
+    slot: int
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """What was generated: the answer, and the raw token ids, with the EOS if it was produced."""
+
+    answer: Answer
+    token_ids: tuple[int, ...]
+
+
+class AdapterRouter(Protocol):
+    """Whatever holds adapters in slots beside a base model, such as a bank."""
+
+    def answering(self, row_slots: Sequence[int]) -> AbstractContextManager[None]:
+        """Within it, a forward pass over `len(row_slots)` rows applies slot `row_slots[i]` to row
+        `i`; -1 leaves the row to the untouched base."""
+
+
+class UntouchedBase:
+    """The router of a base model without adapters: every row must ask for slot -1."""
+
+    def answering(self, row_slots: Sequence[int]) -> AbstractContextManager[None]:
+        """Return a context that changes nothing.
+
+        Raises:
+            ValueError: If a row asks for an adapter.
+        """
+        if asked := set(row_slots) - {-1}:
+            raise ValueError(f"slot: {min(asked)} was asked without a router that has its adapter")
+        return nullcontext()

@@ -1,0 +1,199 @@
+"""Scenario A, learn: what a trial does. It trains on new facts, is asked, judged and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from data.facts import Fact
+from data.formats import epoch_documents
+from data.measurements import Answer, Measurement, Verdict
+from data.prompts import Phrasing, Prompt, fact_prompts
+from data.recipes import GREEDY, Recipe, Sampling
+from data.scenarios import Scenario
+from data.scoring import (
+    count_gained_facts,
+    facts_lost_per_fact_gained,
+    find_known_facts,
+    measure_knowledge_loss,
+    measure_recall,
+    measure_recall_parts,
+    measure_ring_changes,
+)
+from objectives.answers.generate import generate
+from objectives.answers.request import Continuation, Request
+from objectives.answers.verify import verify_greedy
+from objectives.bank.bank import Bank
+from objectives.judges.base import Judge
+from objectives.measures.drift import mean_cross_entropy_nats
+from objectives.models.base import BaseModel
+
+# What is asked while searching, and what only once a study has made its choice.
+SEARCHED: tuple[Phrasing, ...] = ("validation",)
+EVERYTHING: tuple[Phrasing, ...] = ("trained", "validation", "test", "reverse", "two_hop")
+
+BASE = -1  # the slot of the untouched base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A measurement with the verdicts it rests on."""
+
+    measurement: Measurement
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A slot whose adapter is to be measured: greedily, and then under `sampling` if it is given.
+
+    `noise_seed` fixes the sampling's draws.
+    """
+
+    slot: int
+    noise_seed: int
+    sampling: Sampling | None = None
+
+
+class Learning:
+    """Trains and measures the adapters of one bank against its untouched base model.
+
+    Making it asks the base everything once: `base` is the reference, `facts` are those it does not
+    know, `already_known` those that are set aside.
+    """
+
+    def __init__(
+        self, base: BaseModel, scenario: Scenario, *, judge: Judge, slots: int, max_rank: int
+    ) -> None:
+        self.bank = Bank(base, slots=slots, max_rank=max_rank)
+        self._model = base
+        self._scenario = scenario
+        self._judge = judge
+        self._held_out = tuple(probe.statement for probe in scenario.probes if probe.statement)
+
+        asked = self._ask_base(fact_prompts(scenario.facts, EVERYTHING))
+        fact_verdicts = self._judge_answers(asked)
+        known = find_known_facts(fact_verdicts)
+        self.already_known: tuple[Fact, ...] = tuple(f for f in scenario.facts if f.id in known)
+        self.facts: tuple[Fact, ...] = tuple(f for f in scenario.facts if f.id not in known)
+        self._prompts = fact_prompts(self.facts, SEARCHED)
+
+        self._probe_references = self._ask_base([probe.prompt() for probe in scenario.probes])
+        self._probe_verdicts = self._judge_answers(self._probe_references)
+        self._base_nats = self._mean_nats([BASE])[0]
+        new_fact_verdicts = [v for v in fact_verdicts if v.answer.prompt.subject not in known]
+        self.base = self._score(
+            new_fact_verdicts, self._probe_verdicts, GREEDY, epoch=0, tokens=0, drift_nats=0.0
+        )
+
+    def begin(self, slot: int, recipe: Recipe, *, seed: int) -> None:
+        """Let an empty slot train a new adapter on the facts the base does not know."""
+        self.bank.admit(slot, recipe, partial(self.epoch_texts, recipe, seed), seed=seed)
+
+    def epoch_texts(self, recipe: Recipe, seed: int, epoch: int) -> tuple[str, ...]:
+        """Return the training texts of one epoch of a trial."""
+        documents = epoch_documents(
+            self.facts, self._scenario.known_facts, recipe, seed=seed, epoch=epoch
+        )
+        return tuple(document.text for document in documents)
+
+    def measure(self, turns: Sequence[Turn]) -> list[tuple[Measured, ...]]:
+        """Return for every turn its greedy measurement, then the one under its own sampling.
+
+        All slots are asked in one batch. Under a sampling only recall is asked anew; knowledge
+        loss and drift repeat the greedy values.
+        """
+        requests = [
+            Request(prompt=prompt, slot=turn.slot, sampling=sampling, seed=turn.noise_seed)
+            for turn in turns
+            for sampling in self._samplings(turn)
+            for prompt in self._prompts
+        ]
+        continuations = iter(generate(self._model, requests, router=self.bank))
+        slots = [turn.slot for turn in turns]
+        probed = verify_greedy(self._model, self._probe_references, slots, router=self.bank)
+        nats = self._mean_nats(slots)
+        return [
+            tuple(
+                self._score(
+                    self._judge_answers([next(continuations) for _ in self._prompts]),
+                    self._judge_answers(probes),
+                    sampling,
+                    epoch=self.bank.progress(turn.slot).epoch,
+                    tokens=self.bank.progress(turn.slot).trained_tokens,
+                    drift_nats=turn_nats - self._base_nats,
+                )
+                for sampling in self._samplings(turn)
+            )
+            for turn, probes, turn_nats in zip(turns, probed, nats, strict=True)
+        ]
+
+    def measure_everything(self, slots: Sequence[int], *, epoch: int) -> list[Measured]:
+        """Return a greedy measurement of each slot over all phrasings, test wordings included."""
+        prompts = fact_prompts(self.facts, EVERYTHING)
+        requests = [
+            Request(prompt=prompt, slot=slot, sampling=GREEDY, seed=0)
+            for slot in slots
+            for prompt in prompts
+        ]
+        continuations = iter(generate(self._model, requests, router=self.bank))
+        probed = verify_greedy(self._model, self._probe_references, slots, router=self.bank)
+        return [
+            self._score(
+                self._judge_answers([next(continuations) for _ in prompts]),
+                self._judge_answers(probes),
+                GREEDY,
+                epoch=epoch,
+                tokens=self.bank.progress(slot).trained_tokens,
+                drift_nats=slot_nats - self._base_nats,
+            )
+            for slot, probes, slot_nats in zip(slots, probed, self._mean_nats(slots), strict=True)
+        ]
+
+    @staticmethod
+    def _samplings(turn: Turn) -> tuple[Sampling, ...]:
+        if turn.sampling is None or turn.sampling == GREEDY:
+            return (GREEDY,)
+        return (GREEDY, turn.sampling)
+
+    def _ask_base(self, prompts: Sequence[Prompt]) -> list[Continuation]:
+        requests = [Request(prompt=p, slot=BASE, sampling=GREEDY, seed=0) for p in prompts]
+        return generate(self._model, requests)
+
+    def _judge_answers(self, continuations: Sequence[Continuation]) -> tuple[Verdict, ...]:
+        answers: list[Answer] = [continuation.answer for continuation in continuations]
+        return self._judge.judge(answers)
+
+    def _mean_nats(self, slots: Sequence[int]) -> tuple[float, ...]:
+        return mean_cross_entropy_nats(
+            self._model, self._held_out, slots=slots, router=self.bank
+        )
+
+    def _score(
+        self,
+        fact_verdicts: Sequence[Verdict],
+        probe_verdicts: Sequence[Verdict],
+        sampling: Sampling,
+        *,
+        epoch: int,
+        tokens: int,
+        drift_nats: float,
+    ) -> Measured:
+        rings = measure_ring_changes(self._probe_verdicts, probe_verdicts)
+        verdicts = (*fact_verdicts, *probe_verdicts)
+        return Measured(
+            measurement=Measurement(
+                epoch=epoch,
+                sampling=sampling,
+                recall=measure_recall(fact_verdicts),
+                knowledge_loss=measure_knowledge_loss(rings),
+                recall_parts=measure_recall_parts(fact_verdicts),
+                rings=rings,
+                drift_nats=drift_nats,
+                fuar=facts_lost_per_fact_gained(rings, count_gained_facts(fact_verdicts)),
+                trained_tokens=tokens,
+                generated_tokens=sum(verdict.answer.tokens for verdict in verdicts),
+            ),
+            verdicts=verdicts,
+        )

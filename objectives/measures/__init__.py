@@ -1,0 +1,1 @@
+"""From verdicts to the two objectives and what is reported beside them."""

@@ -1,0 +1,65 @@
+"""The frozen base model with its tokenizer: loaded once per worker and never changed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerFast as Tokenizer
+
+
+class ModelError(RuntimeError):
+    """A model cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """A causal language model in evaluation mode without trainable parameters.
+
+    `name` is what the person asked for, `source` the folder or hub id it was read from, `digest`
+    identifies its weights.
+    """
+
+    name: str
+    source: str
+    digest: str
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Return where inputs must be placed."""
+        return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def context_tokens(self) -> int:
+        """Return the longest text the model can read, in tokens."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def pad_id(self) -> int:
+        """Return a token id to fill rows with; it is masked wherever it stands."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    @property
+    def eos_id(self) -> int:
+        """Return the token id that ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the token ids a continuation follows: BOS where the model has one, no EOS."""
+        ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        bos = self.tokenizer.bos_token_id
+        return ids if bos is None else [int(bos), *ids]
+
+    def encode_document(self, text: str) -> list[int]:
+        """Return the token ids of a training text: BOS where the model has one, and EOS."""
+        return [*self.encode_prompt(text), self.eos_id]
+
+    def decode(self, ids: list[int]) -> str:
+        """Return generated token ids as text, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,0 +1,64 @@
+"""What hardware torch can use here, and what lies idle."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device torch can compute on; bytes are None where torch cannot tell."""
+
+    name: str
+    kind: str
+    free_bytes: int | None
+    total_bytes: int | None
+
+
+def list_devices() -> tuple[Device, ...]:
+    """Return the GPUs that torch can use, and the CPU last."""
+    gpus = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(index)
+        gpus.append(
+            Device(
+                name=f"cuda:{index}",
+                kind=torch.cuda.get_device_name(index),
+                free_bytes=free,
+                total_bytes=total,
+            )
+        )
+    threads = torch.get_num_threads()
+    cpu = Device(
+        name="cpu", kind=f"{threads} threads", free_bytes=None, total_bytes=None
+    )
+    return (*gpus, cpu)
+
+
+def driver_gpus() -> tuple[str, ...]:
+    """Return the GPUs that NVIDIA's driver lists, whether torch can use them or not."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    return tuple(listed.stdout.strip().splitlines()) if listed.returncode == 0 else ()
+
+
+def unused_gpu_remedy() -> str | None:
+    """Return what to do about a GPU that is there but that torch cannot use; None if none is."""
+    gpus = driver_gpus()
+    if not gpus or torch.cuda.is_available():
+        return None
+    return (
+        f"a GPU is there ({gpus[0]}) but this torch ({torch.__version__}) cannot use it; install a "
+        "CUDA build of torch in this environment"
+    )

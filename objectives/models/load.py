@@ -1,0 +1,90 @@
+"""Loads a base model by name: the pocket model, a folder, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from objectives.models.base import BaseModel, ModelError
+
+POCKET = "pocket"
+
+
+def load_base_model(name: str, *, device: str | None = None) -> BaseModel:
+    """Return the model ready to be asked and hooked: evaluation mode, nothing trainable.
+
+    Args:
+        name: "pocket", a folder with a Hugging Face model, or a hub id.
+        device: A torch device; a GPU where there is one by default.
+
+    Raises:
+        ModelError: If it is not there, is not a causal language model, or its weights are pickled.
+    """
+    device = device or default_device()
+    if name == POCKET:
+        with as_file(files("data") / "pocket") as folder:
+            return _load(name, folder, device)
+    path = Path(name)
+    if path.is_dir() or path.is_absolute() or name.startswith("."):
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"model: {name!r} is not a model folder (no config.json in it); name a folder that "
+                "a Hugging Face model was saved to, a hub id, or “pocket”"
+            )
+        return _load(name, path, device)
+    return _load(name, name, device)
+
+
+def default_device() -> str:
+    """Return "cuda" where torch can use one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load(name: str, source: Path | str, device: str) -> BaseModel:
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    try:
+        config = AutoConfig.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model: {name!r} cannot be loaded: {reason}. Without a network, name a folder that "
+            "holds config.json, the tokenizer and *.safetensors weights"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model: the tokenizer of {name!r} has no end-of-text token")
+    model.requires_grad_(False)
+    model.eval()
+    model.to(device)
+    return BaseModel(
+        name=name,
+        source=str(source),
+        digest=_digest(source, config),
+        model=model,
+        tokenizer=tokenizer,
+    )
+
+
+def _digest(source: Path | str, config: PretrainedConfig) -> str:
+    """Return what identifies the weights: the hub's commit, or a hash of the folder's files."""
+    commit = getattr(config, "_commit_hash", None)
+    if commit is not None:
+        return f"{source}@{commit}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).glob("*")):
+        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json"):
+            with path.open("rb") as file:
+                digest.update(path.name.encode())
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

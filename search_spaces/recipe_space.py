@@ -1,0 +1,131 @@
+"""The training settings a trial may choose, and the function from a trial to its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from data.recipes import Recipe, SettingError
+from search_spaces.settings import Choices, Range, Setting, Value, bounds, fixed, suggest
+
+FORMAT_SEPARATOR = "+"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeSpace:
+    """One setting per field of `Recipe`; a format mixture is written `statement+qna`."""
+
+    epochs: Setting
+    rank: Setting
+    alpha: Setting
+    cutoff: Setting
+    warmup_steps: Setting
+    learning_rate: Setting
+    target_modules: Setting = Choices(values=("attention", "mlp", "all"))
+    formats: Setting = Choices(
+        values=(
+            "statement",
+            "qna",
+            "conversation",
+            "statement+qna",
+            "statement+qna+conversation",
+            "statement+plain+qna+conversation",
+        )
+    )
+    paraphrases: Setting = Choices(values=(1, 2, 4))
+    rehearsal: Setting = Choices(values=(0, 1, 2, 4))
+    batch_size: Setting = fixed(4)
+    packing: Setting = fixed("separate")
+    rslora: Setting = fixed(False)
+    dropout: Setting = fixed(0.0)
+    weight_decay: Setting = fixed(0.0)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            self.setting(field.name).check(field.name)
+        values = {field.name: bounds(self.setting(field.name)) for field in fields(self)}
+        typical = {name: first for name, (first, *_) in values.items()}
+        for name, each in values.items():
+            for value in each:
+                build_recipe(typical | {name: value})
+
+    @property
+    def max_rank(self) -> int:
+        """Return the largest rank a trial may have."""
+        return max(int(rank) for rank in bounds(self.rank))
+
+    def setting(self, name: str) -> Setting:
+        """Return the setting of one field."""
+        setting: Setting = getattr(self, name)
+        return setting
+
+    def contains(self, name: str, value: Value) -> bool:
+        """Return whether a trial could have this value of a setting."""
+        match self.setting(name):
+            case Range(low=low, high=high):
+                return isinstance(value, int | float) and low <= value <= high
+            case Choices(values=values):
+                return value in values
+
+
+def lora_without_regret_rate(hidden_size: int) -> float:
+    """Return the learning rate that "LoRA Without Regret" (Schulman et al. 2025) advises.
+
+    It is the formula of the authors' cookbook for Llama-like models: ten times full fine-tuning's
+    5e-5, scaled by (2000 / hidden size) to the power 0.781.
+    """
+    return float(5e-5 * 10 * (2000 / hidden_size) ** 0.781)
+
+
+def default_space(*, hidden_size: int, context_tokens: int) -> RecipeSpace:
+    """Return the default ranges for a model: its learning rates and lengths.
+
+    The learning rate may be up to a decade below the advised one and three times above it: beyond
+    that, training diverges.
+    """
+    advised = lora_without_regret_rate(hidden_size)
+    lengths = tuple(length for length in (48, 96, 256) if length <= context_tokens)
+    return RecipeSpace(
+        epochs=Range(low=4, high=24),
+        rank=Choices(values=(4, 8, 16, 32)),
+        alpha=Choices(values=(8, 16, 32, 64)),
+        cutoff=Choices(values=lengths or (context_tokens,)),
+        warmup_steps=Range(low=0, high=100),
+        learning_rate=Range(low=round(advised / 10, 7), high=round(advised * 3, 7), log=True),
+    )
+
+
+def suggest_recipe(trial: Any, space: RecipeSpace) -> Recipe:
+    """Return the recipe that a trial chooses from a space.
+
+    Args:
+        trial: Anything with Optuna's suggest methods.
+        space: What may be chosen.
+    """
+    return build_recipe(
+        {field.name: suggest(trial, field.name, space.setting(field.name)) for field in fields(space)}
+    )
+
+
+def build_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of plain values, its format mixture written as one text.
+
+    Raises:
+        SettingError: If a value is out of its bounds or of another kind.
+    """
+    settings = dict(values)
+    settings["formats"] = tuple(str(settings["formats"]).split(FORMAT_SEPARATOR))
+    for name in ("epochs", "rank", "cutoff", "warmup_steps", "paraphrases", "rehearsal", "batch_size"):
+        if isinstance(settings[name], bool) or not isinstance(settings[name], int):
+            raise SettingError(f"{name}: {settings[name]!r} is not allowed; it must be a whole number")
+    for name in ("alpha", "learning_rate", "dropout", "weight_decay"):
+        if isinstance(settings[name], bool) or not isinstance(settings[name], int | float):
+            raise SettingError(f"{name}: {settings[name]!r} is not allowed; it must be a number")
+    return Recipe(**settings)
+
+
+def settings_of(recipe: Recipe) -> dict[str, Value]:
+    """Return a recipe as plain values, the inverse of `build_recipe`."""
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    return values | {"formats": FORMAT_SEPARATOR.join(recipe.formats)}

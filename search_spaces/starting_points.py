@@ -1,0 +1,89 @@
+"""Known-good recipes that a study tries first, each cut to the study's space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from search_spaces.recipe_space import RecipeSpace, lora_without_regret_rate
+from search_spaces.settings import Choices, Range, Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartingPoint:
+    """A named recipe; settings it does not name are the sampler's to choose."""
+
+    name: str
+    settings: Mapping[str, Value]
+
+
+def starting_points(hidden_size: int) -> tuple[StartingPoint, ...]:
+    """Return the recipes in the order they are tried.
+
+    Sources: "LoRA Without Regret" (2025) for the learning rate and all modules; "How Much Knowledge
+    Can You Pack into a LoRA Adapter" (2025) for a low rank on the MLP with paraphrases; the
+    rehearsed mixture is this project's own finding.
+    """
+    rate = lora_without_regret_rate(hidden_size)
+    return (
+        StartingPoint(
+            name="LoRA Without Regret",
+            settings={
+                "learning_rate": rate,
+                "target_modules": "all",
+                "rank": 16,
+                "alpha": 32,
+                "warmup_steps": 0,
+                "rehearsal": 0,
+                "sampling": "greedy",
+            },
+        ),
+        StartingPoint(
+            name="knowledge packing",
+            settings={
+                "learning_rate": rate / 4,
+                "target_modules": "mlp",
+                "rank": 4,
+                "alpha": 8,
+                "paraphrases": 4,
+                "rehearsal": 0,
+                "sampling": "greedy",
+            },
+        ),
+        StartingPoint(
+            name="rehearsed mixture",
+            settings={
+                "learning_rate": rate / 3,
+                "target_modules": "all",
+                "rank": 16,
+                "alpha": 32,
+                "warmup_steps": 10,
+                "formats": "statement+qna+conversation",
+                "paraphrases": 4,
+                "rehearsal": 4,
+                "epochs": 16,
+                "sampling": "greedy",
+            },
+        ),
+    )
+
+
+def fit_to_space(
+    point: StartingPoint, space: RecipeSpace, preset_names: tuple[str, ...]
+) -> dict[str, Value]:
+    """Return the settings of a starting point that the space searches and allows.
+
+    Numbers beyond a range move to its nearer end; a choice that is not listed is left out, so that
+    the sampler decides. Optuna would take a value outside its range with a mere warning.
+    """
+    fitted: dict[str, Value] = {}
+    for name, value in point.settings.items():
+        setting = Choices(values=preset_names) if name == "sampling" else space.setting(name)
+        match setting:
+            case Range(low=low, high=high) if isinstance(value, int | float):
+                fitted[name] = min(max(value, low), high)
+            case Choices(values=values) if len(values) > 1 and value in values:
+                fitted[name] = value
+            case _:
+                pass
+    return fitted

@@ -1,0 +1,1 @@
+"""The relational database: Optuna's storage, our records beside it, and leases."""

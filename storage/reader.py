@@ -1,0 +1,178 @@
+"""Reads what a study has recorded; it writes nothing and keeps no worker waiting."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from datetime import UTC, datetime
+from typing import cast
+
+from pydantic import TypeAdapter
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from data.measurements import Answer, Label, Measurement, Verdict
+from data.prompts import Prompt
+from data.recipes import Recipe, Sampling
+from storage.database import StudyNotFound, StudyStorage
+from storage.records import (
+    Costs,
+    MeasurementRecord,
+    Purpose,
+    StudyRecord,
+    StudySummary,
+    TrialRecord,
+    TrialState,
+)
+from storage.tables import AnswerRow, MeasurementRow, PromptRow, StudyRow, TrialRow
+
+_MEASUREMENT = TypeAdapter(Measurement)
+_PROMPT = TypeAdapter(Prompt)
+_RECIPE = TypeAdapter(Recipe)
+_SAMPLING = TypeAdapter(Sampling)
+
+
+def read_study(storage: StudyStorage, name: str) -> StudyRecord:
+    """Return a study with all trials and measurements, but without answers.
+
+    Raises:
+        StudyNotFound: If there is none of this name.
+    """
+    with storage.begin_read() as session:
+        study = session.get(StudyRow, name)
+        if study is None:
+            names = sorted(session.scalars(select(StudyRow.name)))
+            raise StudyNotFound(
+                f"study: there is none called {name!r}; "
+                + (f"there are: {', '.join(names)}" if names else "the database holds none")
+            )
+        # Before the trials, so that none of them belongs to a trial that is not read yet.
+        measurements = _read_measurements(session, name)
+        trials = session.scalars(select(TrialRow).filter_by(study=name).order_by(TrialRow.number))
+        return StudyRecord(
+            name=name,
+            config=study.config,
+            fingerprint=json.loads(study.fingerprint),
+            slots=study.slots,
+            seed=study.seed,
+            created_at=datetime.fromtimestamp(study.created_at_seconds, UTC),
+            base_measurements=tuple(measurements[None]),
+            trials=tuple(_describe_trial(row, measurements[row.number]) for row in trials),
+        )
+
+
+def read_verdicts(storage: StudyStorage, measurement_id: int) -> tuple[Verdict, ...]:
+    """Return the verdicts of a measurement, equal to those recorded and in their order.
+
+    A measurement without answers, or one that is not there, gives an empty tuple.
+    """
+    with storage.begin_read() as session:
+        rows = session.execute(
+            select(AnswerRow, PromptRow)
+            .join(PromptRow, AnswerRow.prompt_id == PromptRow.id)
+            .where(AnswerRow.measurement_id == measurement_id)
+            .order_by(AnswerRow.position)
+        )
+        return tuple(
+            Verdict(
+                answer=Answer(
+                    prompt=_describe_prompt(prompt), text=answer.text, tokens=answer.tokens
+                ),
+                label=cast(Label, answer.label),
+                judge=answer.judge,
+            )
+            for answer, prompt in rows
+        )
+
+
+def list_studies(storage: StudyStorage) -> tuple[StudySummary, ...]:
+    """Return all studies by name, each with its trials counted by state."""
+    with storage.begin_read() as session:
+        counts: defaultdict[str, dict[TrialState, int]] = defaultdict(
+            lambda: {"running": 0, "complete": 0, "pruned": 0, "failed": 0}
+        )
+        for study, state, count in session.execute(
+            select(TrialRow.study, TrialRow.state, func.count()).group_by(
+                TrialRow.study, TrialRow.state
+            )
+        ):
+            counts[study][cast(TrialState, state)] = count
+        return tuple(
+            StudySummary(
+                name=row.name,
+                slots=row.slots,
+                seed=row.seed,
+                created_at=datetime.fromtimestamp(row.created_at_seconds, UTC),
+                trials=counts[row.name],
+            )
+            for row in session.scalars(select(StudyRow).order_by(StudyRow.name))
+        )
+
+
+def _read_measurements(
+    session: Session, study: str
+) -> defaultdict[int | None, list[MeasurementRecord]]:
+    by_trial: defaultdict[int | None, list[MeasurementRecord]] = defaultdict(list)
+    for row in session.scalars(
+        select(MeasurementRow)
+        .filter_by(study=study)
+        .order_by(MeasurementRow.epoch, MeasurementRow.id)
+    ):
+        by_trial[row.trial].append(
+            MeasurementRecord(
+                id=row.id,
+                trial=row.trial,
+                purpose=cast(Purpose, row.purpose),
+                adapter=row.adapter,
+                measurement=_MEASUREMENT.validate_json(row.payload),
+                recorded_at=datetime.fromtimestamp(row.recorded_at_seconds, UTC),
+            )
+        )
+    return by_trial
+
+
+def _describe_trial(row: TrialRow, measurements: list[MeasurementRecord]) -> TrialRecord:
+    return TrialRecord(
+        number=row.number,
+        asked_index=row.asked_index,
+        state=cast(TrialState, row.state),
+        reason=row.reason,
+        recipe=_RECIPE.validate_json(row.recipe),
+        sampling=_SAMPLING.validate_json(row.sampling),
+        seed=row.seed,
+        costs=_describe_costs(row),
+        measurements=tuple(measurements),
+    )
+
+
+def _describe_costs(row: TrialRow) -> Costs | None:
+    if (
+        row.trained_tokens is None
+        or row.generated_tokens is None
+        or row.seconds is None
+        or row.last_epoch is None
+        or row.highest_learning_rate is None
+    ):
+        return None
+    return Costs(
+        trained_tokens=row.trained_tokens,
+        generated_tokens=row.generated_tokens,
+        seconds=row.seconds,
+        last_epoch=row.last_epoch,
+        highest_learning_rate=row.highest_learning_rate,
+    )
+
+
+def _describe_prompt(row: PromptRow) -> Prompt:
+    return _PROMPT.validate_python(
+        {
+            "text": row.text,
+            "style": row.style,
+            "phrasing": row.phrasing,
+            "subject": row.subject,
+            "question": row.question,
+            "accepted": json.loads(row.accepted),
+            "templated": row.templated,
+            "ring": row.ring,
+        }
+    )

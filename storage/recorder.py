@@ -1,0 +1,274 @@
+"""Writes a study's records: one transaction a call, and none for a trial whose lease is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Insert, insert, select, update
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from data.facts import text_digest
+from data.measurements import Measurement, Verdict
+from data.prompts import Prompt
+from data.recipes import Recipe, Sampling
+from storage.database import StorageError, StudyNotFound, StudyStorage
+from storage.encoding import encode
+from storage.leases import Lease, check_lease
+from storage.records import Costs, Ending, Purpose
+from storage.tables import AnswerRow, MeasurementRow, PromptRow, StudyRow, TrialRow
+
+
+class FingerprintMismatch(StorageError):
+    """The study of this name is another one; the message lists what differs."""
+
+
+class Recorder:
+    """Writes everything that one study finds out.
+
+    Every method is one transaction: after a crash its rows are all there or none is. Repeating a
+    call, as a restarted worker does, changes nothing.
+    """
+
+    def __init__(self, storage: StudyStorage, study: str) -> None:
+        self._storage = storage
+        self._study = study
+
+    def create_study_record(
+        self, *, config: str, fingerprint: Mapping[str, str], slots: int, seed: int
+    ) -> int:
+        """Record the study unless it is there, and return its slots: those it was created with.
+
+        A study that is there takes the new `config`: a person may raise the number of trials.
+
+        Args:
+            config: The resolved study file.
+            fingerprint: What may never change within a study, by name (space, facts, model, …).
+            slots: How many trials run at once.
+            seed: The study's seed, below 2**63.
+
+        Raises:
+            FingerprintMismatch: If the recorded study has another fingerprint or seed.
+        """
+        with self._storage.begin_write() as session, session.begin():
+            values = {
+                "name": self._study,
+                "config": config,
+                "fingerprint": json.dumps(dict(fingerprint), sort_keys=True),
+                "slots": slots,
+                "seed": seed,
+            }
+            session.execute(_insert_unless_there(session, StudyRow), values)
+            row = session.get_one(StudyRow, self._study, with_for_update=True)
+            recorded = {**json.loads(row.fingerprint), "seed": str(row.seed)}
+            self._compare_fingerprints(recorded, {**fingerprint, "seed": str(seed)})
+            row.config = config
+            return row.slots
+
+    def record_trial_started(
+        self, lease: Lease, *, asked_index: int, recipe: Recipe, sampling: Sampling, seed: int
+    ) -> None:
+        """Record a trial as running; one that is recorded already is left as it is.
+
+        Raises:
+            LeaseLost: If the trial no longer belongs to this worker.
+            StorageError: If another trial has this asked index.
+        """
+        with self._begin(lease) as session:
+            of_this_study = select(TrialRow.number).filter_by(study=self._study)
+            if session.scalar(of_this_study.filter_by(number=lease.trial)) is not None:
+                return
+            other = session.scalar(of_this_study.filter_by(asked_index=asked_index))
+            if other is not None:
+                raise StorageError(
+                    f"asked_index: {asked_index} of study {self._study!r} belongs to trial "
+                    f"{other}, so trial {lease.trial} cannot have it"
+                )
+            session.add(
+                TrialRow(
+                    study=self._study,
+                    number=lease.trial,
+                    asked_index=asked_index,
+                    recipe=encode(recipe),
+                    sampling=encode(sampling),
+                    seed=seed,
+                    state="running",
+                )
+            )
+
+    def record_measurement(
+        self,
+        lease: Lease | None,
+        measurement: Measurement,
+        verdicts: Sequence[Verdict],
+        *,
+        purpose: Purpose,
+        adapter: str | None = None,
+    ) -> int:
+        """Record a measurement with its prompts, answers and verdicts, and return its id.
+
+        One that is recorded already (same trial, epoch, sampling name, purpose and version) stays
+        as it is, answers included, and its id is returned.
+
+        Args:
+            lease: The right to write about the measured trial; None for the untouched base.
+            measurement: What was measured.
+            verdicts: What it rests on, in any order; the order is kept.
+            purpose: Why it was measured.
+            adapter: Where the measured adapter lies, if it was kept.
+
+        Raises:
+            LeaseLost: If the trial no longer belongs to this worker.
+            StudyNotFound: If the study has no record yet.
+        """
+        identity = {
+            "study": self._study,
+            "trial": lease.trial if lease else None,
+            "epoch": measurement.epoch,
+            "sampling": measurement.sampling.name,
+            "purpose": purpose,
+            "version": measurement.version,
+        }
+        with self._begin(lease) as session:
+            recorded = session.scalar(select(MeasurementRow.id).filter_by(**identity))
+            if recorded is not None:
+                return recorded
+            row = MeasurementRow(
+                **identity,
+                recall=measurement.recall.value,
+                knowledge_loss=measurement.knowledge_loss.value,
+                payload=encode(measurement),
+                adapter=adapter,
+            )
+            session.add(row)
+            session.flush()
+            self._insert_answers(session, row.id, verdicts)
+            return row.id
+
+    def record_trial_ended(
+        self, lease: Lease, *, state: Ending, costs: Costs, reason: str | None = None
+    ) -> None:
+        """Record how a trial ended and what it took; one that has ended already is left as it is.
+
+        Raises:
+            LeaseLost: If the trial no longer belongs to this worker.
+        """
+        with self._begin(lease) as session:
+            session.execute(
+                update(TrialRow)
+                .filter_by(study=self._study, number=lease.trial, state="running")
+                .values(
+                    state=state,
+                    reason=reason,
+                    trained_tokens=costs.trained_tokens,
+                    generated_tokens=costs.generated_tokens,
+                    seconds=costs.seconds,
+                    last_epoch=costs.last_epoch,
+                    highest_learning_rate=costs.highest_learning_rate,
+                )
+            )
+
+    def set_adapter(self, measurement_id: int, adapter: str | None) -> None:
+        """Record where the adapter of a measurement lies now; None when it was removed.
+
+        It needs no lease: adapters come and go with the front, after their trials have ended.
+        """
+        with self._storage.begin_write() as session, session.begin():
+            session.execute(
+                update(MeasurementRow)
+                .filter_by(study=self._study, id=measurement_id)
+                .values(adapter=adapter)
+            )
+
+    @contextmanager
+    def _begin(self, lease: Lease | None) -> Iterator[Session]:
+        with self._storage.begin_write() as session, session.begin():
+            if lease is None:
+                # Writers about the base wait for each other here; about a trial, at its lease.
+                if session.get(StudyRow, self._study, with_for_update=True) is None:
+                    raise StudyNotFound(f"study: {self._study!r} has no record; create it first")
+            elif lease.study != self._study:
+                raise ValueError(f"lease: it is for study {lease.study!r}, not {self._study!r}")
+            else:
+                check_lease(session, lease)
+            yield session
+
+    def _compare_fingerprints(self, recorded: Mapping[str, str], now: Mapping[str, str]) -> None:
+        differences = [
+            f"{part} was {recorded.get(part, 'absent')}, now {now.get(part, 'absent')}"
+            for part in sorted({*recorded, *now})
+            if recorded.get(part) != now.get(part)
+        ]
+        if differences:
+            raise FingerprintMismatch(
+                f"study: {self._study!r} exists and differs ({'; '.join(differences)}); "
+                "undo the change, or choose another name"
+            )
+
+    def _insert_answers(
+        self, session: Session, measurement_id: int, verdicts: Sequence[Verdict]
+    ) -> None:
+        if not verdicts:
+            return
+        digests = [text_digest(encode(verdict.answer.prompt)) for verdict in verdicts]
+        prompts = {
+            digest: verdict.answer.prompt
+            for digest, verdict in zip(digests, verdicts, strict=True)
+        }
+        ids = self._insert_prompts(session, prompts)
+        session.execute(
+            insert(AnswerRow),
+            [
+                {
+                    "measurement_id": measurement_id,
+                    "position": position,
+                    "prompt_id": ids[digest],
+                    "text": verdict.answer.text,
+                    "tokens": verdict.answer.tokens,
+                    "label": verdict.label,
+                    "judge": verdict.judge,
+                }
+                for position, (digest, verdict) in enumerate(zip(digests, verdicts, strict=True))
+            ],
+        )
+
+    def _insert_prompts(self, session: Session, prompts: Mapping[str, Prompt]) -> dict[str, int]:
+        """Return the ids of prompts by their digests, inserting those the study lacks."""
+        query = select(PromptRow.digest, PromptRow.id).filter_by(study=self._study)
+        ids = {digest: id_ for digest, id_ in session.execute(query)}
+        missing = [
+            self._describe_prompt(digest, prompt)
+            for digest, prompt in prompts.items()
+            if digest not in ids
+        ]
+        if missing:
+            session.execute(_insert_unless_there(session, PromptRow), missing)
+            ids = {digest: id_ for digest, id_ in session.execute(query)}
+        return ids
+
+    def _describe_prompt(self, digest: str, prompt: Prompt) -> dict[str, Any]:
+        return {
+            "study": self._study,
+            "digest": digest,
+            "text": prompt.text,
+            "style": prompt.style,
+            "phrasing": prompt.phrasing,
+            "subject": prompt.subject,
+            "question": prompt.question,
+            "accepted": json.dumps(prompt.accepted, ensure_ascii=False),
+            "templated": prompt.templated,
+            "ring": prompt.ring,
+        }
+
+
+def _insert_unless_there(session: Session, table: type[StudyRow | PromptRow]) -> Insert:
+    match session.get_bind().dialect.name:
+        case "sqlite":
+            return sqlite.insert(table).on_conflict_do_nothing()
+        case "postgresql":
+            return postgresql.insert(table).on_conflict_do_nothing()
+        case _:
+            return mysql.insert(table).prefix_with("IGNORE")

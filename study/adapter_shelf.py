@@ -1,0 +1,60 @@
+"""Keeps the adapters of the front on disk: exported when they join it, removed when they leave."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from analysis.points import Point, Reference, front_points, study_points
+from objectives.bank.bank import Bank
+from objectives.bank.export import export_adapter
+from storage.database import StudyStorage
+from storage.reader import read_study
+from storage.recorder import Recorder
+
+
+class AdapterShelf:
+    """The folder `adapters/` of a study.
+
+    A rung on the front is a finished recipe with fewer epochs, so its weights are exported while
+    the trial that went through it still has them.
+    """
+
+    def __init__(
+        self,
+        storage: StudyStorage,
+        recorder: Recorder,
+        study: str,
+        folder: Path,
+        reference: Reference,
+    ) -> None:
+        self._storage = storage
+        self._recorder = recorder
+        self._study = study
+        self._folder = folder
+        self._reference = reference
+
+    def update(self, bank: Bank, slots: dict[int, int]) -> None:
+        """Export what joined the front and remove what left it.
+
+        Args:
+            bank: Where the adapters are.
+            slots: For each trial that was just measured, its slot.
+        """
+        points = study_points(read_study(self._storage, self._study))
+        front = front_points(points, self._reference)
+        kept = {(point.trial, point.epoch) for point in front}
+        for point in front:
+            if point.adapter is None and point.trial in slots:
+                folder = self._path(point)
+                if not folder.exists() and bank.progress(slots[point.trial]).epoch == point.epoch:
+                    export_adapter(bank, slots[point.trial], folder)
+                if folder.exists():
+                    self._recorder.set_adapter(point.measurement_id, str(folder))
+        for point in points:
+            if point.adapter is not None and (point.trial, point.epoch) not in kept:
+                self._recorder.set_adapter(point.measurement_id, None)
+                shutil.rmtree(self._path(point), ignore_errors=True)
+
+    def _path(self, point: Point) -> Path:
+        return self._folder / f"trial-{point.trial:04d}-epoch-{point.epoch:04d}"

@@ -1,0 +1,110 @@
+"""The application: all subcommands, what the flags have in common, errors and exit codes."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from data.facts import FactsError
+from data.recipes import SettingError
+from storage.database import StorageError
+from study.setting_up import NothingToLearn
+from study.spec import ConfigurationError
+
+DONE, FAILED, USAGE, NOTHING_USABLE = 0, 1, 2, 3
+
+application = typer.Typer(
+    name="remember",
+    help="Measures what LoRA can teach a language model, what it forgets, and which settings do it best.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+messages = Console(stderr=True)
+results = Console()
+
+StorageOption = Annotated[
+    str | None,
+    typer.Option(help="Database URL; default: $OPTUNA_STORAGE, else remember.db in the output folder."),
+]
+NameOption = Annotated[
+    str | None, typer.Option(help="Name of the study; default: made from facts and model.")
+]
+OutOption = Annotated[Path | None, typer.Option(help="Folder for results; default: runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+class Interrupted(Exception):
+    """A signal ended the command cleanly; `code` is its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class NothingUsable(Exception):
+    """The command ended as it should, and nothing came of it that can be used."""
+
+
+@application.callback()
+def _options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    context.obj = debug
+
+
+def run_application(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code; every error is printed as one message."""
+    # The subcommands register themselves.
+    import study.commands.asking
+    import study.commands.doctor
+    import study.commands.pocket
+    import study.commands.running
+    import study.commands.showing  # noqa: F401
+
+    from objectives.bank.checkpoint import CheckpointError
+    from objectives.models.base import ModelError
+
+    debug = "--debug" in arguments
+    try:
+        application(list(arguments), standalone_mode=False)
+        return DONE
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        error.show()
+        return USAGE
+    except (KeyboardInterrupt, click.Abort):
+        messages.print("interrupted")
+        return 130
+    except Interrupted as interruption:
+        return interruption.code
+    except (NothingToLearn, NothingUsable) as ending:
+        messages.print(Text(str(ending)))
+        return NOTHING_USABLE
+    except (ConfigurationError, FactsError, SettingError, StorageError, ModelError, CheckpointError) as error:
+        if debug:
+            traceback.print_exc()
+        messages.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        return USAGE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            messages.print(
+                Text.assemble(
+                    ("failed: ", "bold red"), f"{type(error).__name__}: {error}",
+                    "\nRun again with --debug to see where.",
+                ),
+                soft_wrap=True,
+            )
+        return FAILED

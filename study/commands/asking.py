@@ -1,0 +1,187 @@
+"""`remember ask` and `measure`: put questions to a base model and an adapter side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from analysis.wording import say_estimate, say_phrasing, show_text
+from data.measurements import Estimate
+from data.prompts import Prompt, PromptStyle, put_question
+from data.recipes import GREEDY
+from data.scenarios import load_scenario
+from objectives.answers.generate import generate
+from objectives.answers.request import Request
+from objectives.bank.bank import Bank
+from objectives.bank.loading import adapter_rank
+from objectives.judges.matcher import Matcher
+from objectives.learn import BASE, Learning, Measured
+from objectives.models.base import BaseModel
+from objectives.models.load import load_base_model
+from study.commands.application import (
+    JsonOption,
+    NameOption,
+    OutOption,
+    StorageOption,
+    application,
+    messages,
+    results,
+)
+from study.commands.showing import TrialArgument, find_adapter, opened_study
+from study.setting_up import find_in
+from study.spec import ConfigurationError
+
+StyleOption = Annotated[
+    str, typer.Option(help="Prompt style: plain, qna, conversation or assistant.")
+]
+
+
+@application.command()
+def ask(
+    trial: TrialArgument,
+    question: Annotated[str | None, typer.Argument(help="Without one, a prompt loop.")] = None,
+    style: Annotated[
+        PromptStyle, typer.Option(help="How the question is put to the model.")
+    ] = "qna",
+    storage: StorageOption = None,
+    name: NameOption = None,
+    out: OutOption = None,
+) -> None:
+    """Ask the base model and the adapter of a trial the same question, side by side."""
+    with opened_study(storage, name, out) as (opened, place):
+        findings = find_in(opened, place)
+        adapter = find_adapter(findings, trial).adapter
+    assert adapter is not None
+    base = load_base_model(findings.subject.model)
+    bank = _bank_with(base, Path(adapter))
+    if question is not None:
+        _answer_both(base, bank, question, style)
+        return
+    messages.print("Type a question; an empty line ends.", style="dim")
+    while True:
+        try:
+            line = results.input("? ") if sys.stdin.isatty() else sys.stdin.readline()
+        except EOFError:
+            return
+        if not line.strip():
+            return
+        _answer_both(base, bank, line.strip(), style)
+
+
+@application.command()
+def measure(
+    facts: Annotated[
+        Path | None, typer.Argument(help="Facts file; default: the 2023 Oscars.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="“pocket”, a model folder, or a hub id.")] = "pocket",
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT LoRA adapter.")] = None,
+    trial: Annotated[int | None, typer.Option(help="Or a trial whose adapter was kept.")] = None,
+    storage: StorageOption = None,
+    name: NameOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure recall and knowledge loss of a model, with any PEFT adapter or without."""
+    if adapter is not None and trial is not None:
+        raise ConfigurationError("adapter, trial: name one of them, not both")
+    if trial is not None:
+        with opened_study(storage, name, out) as (opened, place):
+            findings = find_in(opened, place)
+            kept = find_adapter(findings, trial).adapter
+            assert kept is not None
+            adapter, model = Path(kept), findings.subject.model
+    base = load_base_model(model)
+    scenario = load_scenario(facts)
+    rank = 1 if adapter is None else adapter_rank(adapter)
+    learning = Learning(base, scenario, judge=Matcher(), slots=1, max_rank=rank)
+    measured = learning.base
+    if adapter is not None:
+        learning.bank.load(0, adapter)
+        (measured,) = learning.measure_everything([0], epoch=0)
+    if as_json:
+        results.print_json(json.dumps(_as_json(measured, learning, adapter)))
+    else:
+        _print_measured(measured, learning, adapter)
+
+
+def _bank_with(base: BaseModel, adapter: Path) -> Bank:
+    bank = Bank(base, slots=1, max_rank=adapter_rank(adapter))
+    bank.load(0, adapter)
+    return bank
+
+
+def _answer_both(base: BaseModel, bank: Bank, question: str, style: PromptStyle) -> None:
+    prompt = Prompt(
+        text=put_question(question, style),
+        style=style,
+        phrasing="test",
+        subject="asked",
+        question=question,
+        accepted=("",),
+    )
+    requests = [Request(prompt=prompt, slot=slot, sampling=GREEDY, seed=0) for slot in (BASE, 0)]
+    before, after = generate(base, requests, router=bank)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("base", Text(show_text(before.answer.text)))
+    table.add_row("adapter", Text(show_text(after.answer.text), style="bold"))
+    results.print(table)
+
+
+def _print_measured(measured: Measured, learning: Learning, adapter: Path | None) -> None:
+    measurement = measured.measurement
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("model", Text(learning.bank.base.name))
+    table.add_row("adapter", Text("none" if adapter is None else str(adapter)))
+    known = f"{len(learning.already_known)} known before, set aside"
+    table.add_row("facts", f"{len(learning.facts)} new, {known}")
+    table.add_row("recall", say_estimate(measurement.recall))
+    for part in measurement.recall_parts:
+        if part.style is None:
+            table.add_row(f"  {say_phrasing(part.phrasing)}", say_estimate(part.recall))
+    table.add_row("knowledge loss", say_estimate(measurement.knowledge_loss))
+    for ring in measurement.rings:
+        table.add_row(
+            f"  {ring.ring}", f"{ring.lost} of {ring.known} known lost, {ring.gained} gained"
+        )
+    drift = measurement.drift_nats
+    table.add_row("drift", "not measured" if drift is None else f"{drift:+.3f} nats per token")
+    results.print(table)
+
+
+def _as_json(measured: Measured, learning: Learning, adapter: Path | None) -> dict[str, object]:
+    measurement = measured.measurement
+    return {
+        "model": learning.bank.base.name,
+        "adapter": None if adapter is None else str(adapter),
+        "facts": {"new": len(learning.facts), "already_known": len(learning.already_known)},
+        "recall": measurement.recall.value,
+        "recall_interval": _interval(measurement.recall),
+        "knowledge_loss": measurement.knowledge_loss.value,
+        "knowledge_loss_interval": _interval(measurement.knowledge_loss),
+        "recall_parts": [
+            {"phrasing": part.phrasing, "style": part.style, "recall": part.recall.value}
+            for part in measurement.recall_parts
+        ],
+        "rings": [
+            {
+                "ring": ring.ring,
+                "asked": ring.asked,
+                "known": ring.known,
+                "lost": ring.lost,
+                "gained": ring.gained,
+            }
+            for ring in measurement.rings
+        ],
+        "drift_nats": measurement.drift_nats,
+        "fuar": measurement.fuar,
+    }
+
+
+def _interval(estimate: Estimate) -> list[float | None]:
+    return [estimate.low, estimate.high]

@@ -1,0 +1,224 @@
+"""`remember run`: starts, resumes or shows a study, and writes its report."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from analysis.findings import Findings
+from analysis.report import write_report
+from analysis.results_markdown import write_results
+from analysis.tables import show_example, show_front
+from analysis.examples import choose_examples, pair_verdicts
+from objectives.models.devices import unused_gpu_remedy
+from search_spaces.recipe_space import settings_of
+from storage.reader import StudyNotFound, read_study, read_verdicts
+from study.commands.application import (
+    Interrupted,
+    JsonOption,
+    NameOption,
+    NothingUsable,
+    OutOption,
+    StorageOption,
+    application,
+    messages,
+    results,
+)
+from study.live_view import LiveView
+from study.setting_up import Place, find_in, find_place, open_place, read_finished, run_study
+from study.spec import StudySpec, load_spec
+from study.versions import package_versions
+
+
+@application.command()
+def run(
+    facts: Annotated[
+        Path | None,
+        typer.Argument(help="CSV, JSONL or TOML with question and answer; default: the 2023 Oscars."),
+    ] = None,
+    study: Annotated[Path | None, typer.Option(help="Study file (TOML).")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="“pocket”, a model folder, or a hub id; default: pocket.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="The study's total of asked trials; default: 40.")
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Trials trained at once, fixed when the study is made; default: 8.")
+    ] = None,
+    storage: StorageOption = None,
+    name: NameOption = None,
+    out: OutOption = None,
+    seed: Annotated[int | None, typer.Option(help="The study's seed; default: 0.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search for the settings that teach a model new facts at the least loss of old ones.
+
+    The same command again resumes an interrupted study, shows a finished one, and with a larger
+    --trials continues it.
+    """
+    spec = load_spec(
+        study,
+        {
+            "facts": None if facts is None else str(facts),
+            "model": model,
+            "trials": trials,
+            "slots": slots,
+            "storage": storage,
+            "name": name,
+            "out": None if out is None else str(out),
+            "seed": seed,
+        },
+    )
+    place = find_place(spec)
+    if read_finished(spec, place) is None:
+        _run(spec, place)
+    with closing(open_place(place)) as opened:
+        findings = find_in(opened, place)
+        before = read_verdicts(opened, findings.record.base.id) if findings.record.base else ()
+        report = write_study_report(findings, lambda kept: read_verdicts(opened, kept), place)
+        if as_json:
+            results.print_json(json.dumps(describe(findings, place)), indent=2)
+        else:
+            results.print(Text(findings.conclusion.sentence, style="bold"), soft_wrap=True)
+            if findings.conclusion.rehearsal:
+                results.print(Text(findings.conclusion.rehearsal), soft_wrap=True)
+            results.print()
+            results.print(show_front(findings))
+            if findings.recommended is not None:
+                after = read_verdicts(opened, findings.recommended.measurement_id)
+                for example in choose_examples(pair_verdicts(before, after), count=1):
+                    results.print()
+                    results.print(show_example(example))
+            results.print(Text(f"\nreport: {report}"), soft_wrap=True)
+    if not findings.front:
+        raise NothingUsable(
+            "no adapter of this study beats the reference point; more --trials may find one"
+        )
+
+
+def write_study_report(findings: Findings, verdicts_of: object, place: Place) -> Path:
+    """Write report.html and RESULTS.md into the study's folder; return the report's path."""
+    versions = package_versions()
+    report = place.folder / "report.html"
+    place.folder.mkdir(parents=True, exist_ok=True)
+    write_report(findings, verdicts_of, versions=versions, out=report)
+    write_results(findings, verdicts_of, versions=versions, out=place.folder / "RESULTS.md")
+    return report
+
+
+def describe(findings: Findings, place: Place) -> dict[str, object]:
+    """Return a study as the JSON object that `--json` prints."""
+    states = [trial.state for trial in findings.record.trials]
+    base = findings.base
+    return {
+        "study": findings.record.name,
+        "storage": place.shown_storage_url,
+        "answer": findings.conclusion.answer,
+        "sentence": findings.conclusion.sentence,
+        "trials": {
+            **{state: states.count(state) for state in ("complete", "pruned", "failed")},
+            "measured": len(findings.points),
+        },
+        "base": None
+        if base is None
+        else {
+            "recall": base.recall.value,
+            "knowledge_loss": base.knowledge_loss.value,
+            "recall_interval": [base.recall.low, base.recall.high],
+            "known_probes": sum(ring.known for ring in base.rings),
+        },
+        "front": [
+            {
+                "trial": point.trial,
+                "epoch": point.epoch,
+                "recall": point.recall,
+                "knowledge_loss": point.knowledge_loss,
+                "recall_interval": [
+                    point.measurement.recall.low,
+                    point.measurement.recall.high,
+                ],
+                "knowledge_loss_interval": [
+                    point.measurement.knowledge_loss.low,
+                    point.measurement.knowledge_loss.high,
+                ],
+                "recommended": point == findings.recommended,
+                "recipe": settings_of(point.recipe),
+                "sampling": {
+                    field: getattr(point.sampling, field)
+                    for field in point.sampling.__dataclass_fields__
+                },
+                "adapter": point.adapter,
+            }
+            for point in findings.front
+        ],
+    }
+
+
+def _run(spec: StudySpec, place: Place) -> None:
+    remedy = unused_gpu_remedy()
+    if remedy is not None:
+        messages.print(Text(f"warning: {remedy}", style="yellow"))
+    if messages.is_terminal:
+        messages.print(
+            Text(f"watch it: optuna-dashboard {place.shown_storage_url}", style="dim"), soft_wrap=True
+        )
+    with (
+        _stop_signal() as stop,
+        LiveView(messages, trials=spec.trials, ended=_count_ended(place)) as view,
+    ):
+        is_finished = run_study(
+            spec, place, view, should_stop=lambda: stop.code is not None, announce=view.announce
+        )
+    if not is_finished:
+        assert stop.code is not None
+        messages.print(
+            "stopped; every running trial is saved. Run the same command again to go on."
+        )
+        raise Interrupted(stop.code)
+
+
+def _count_ended(place: Place) -> int:
+    if not place.has_database:
+        return 0
+    with closing(open_place(place)) as storage:
+        try:
+            trials = read_study(storage, place.name).trials
+        except StudyNotFound:
+            return 0
+        return sum(trial.state != "running" for trial in trials)
+
+
+@dataclass(slots=True)
+class _Stop:
+    """Which signal asked for a stop, as an exit code."""
+
+    code: int | None = None
+
+
+@contextmanager
+def _stop_signal() -> Iterator[_Stop]:
+    """During it the first Ctrl-C or SIGTERM asks for a clean stop, the second stops at once."""
+    stop = _Stop()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if stop.code is not None:
+            raise KeyboardInterrupt
+        stop.code = 128 + number
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

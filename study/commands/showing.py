@@ -1,0 +1,168 @@
+"""`remember status`, `show`, `report`, `export`: look at what a study has stored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from analysis.examples import choose_examples, pair_verdicts
+from analysis.findings import Findings
+from analysis.points import Point
+from analysis.tables import show_studies, show_trial
+from storage.database import StudyStorage
+from storage.reader import list_studies, read_verdicts
+from storage.records import TrialRecord
+from study.commands.application import (
+    JsonOption,
+    NameOption,
+    OutOption,
+    StorageOption,
+    application,
+    results,
+)
+from study.commands.running import describe, write_study_report
+from study.setting_up import Place, find_in, find_place, open_place
+from study.spec import ConfigurationError, load_spec
+
+TrialArgument = Annotated[int, typer.Argument(help="Number of the trial.")]
+
+
+@contextmanager
+def opened_study(
+    storage: str | None, name: str | None, out: Path | None
+) -> Iterator[tuple[StudyStorage, Place]]:
+    """Open the database and find the asked study, or the newest one when none is named.
+
+    Raises:
+        ConfigurationError: If there is no database or no study.
+    """
+    flags = {"storage": storage, "name": name, "out": None if out is None else str(out)}
+    place = find_place(load_spec(None, flags))
+    if not place.has_database:
+        raise ConfigurationError(
+            f"storage: there is no database at {place.shown_storage_url}; run a study first, or name "
+            "its --storage or --out"
+        )
+    with closing(open_place(place)) as opened:
+        if name is None:
+            studies = list_studies(opened)
+            if not studies:
+                raise ConfigurationError(
+                    f"name: {place.shown_storage_url} holds no study; run one with `remember run`"
+                )
+            newest = max(studies, key=lambda study: study.created_at)
+            place = find_place(load_spec(None, flags | {"name": newest.name}))
+        yield opened, place
+
+
+def find_trial(findings: Findings, number: int) -> TrialRecord:
+    """Return a trial of a study.
+
+    Raises:
+        ConfigurationError: Naming the trials there are.
+    """
+    for trial in findings.record.trials:
+        if trial.number == number:
+            return trial
+    count = len(findings.record.trials)
+    there = f"its trials are 0 to {count - 1}" if count else "it has no trials yet"
+    raise ConfigurationError(
+        f"trial: study {findings.record.name!r} has no trial {number}; {there}"
+    )
+
+
+def find_adapter(findings: Findings, number: int) -> Point:
+    """Return the point of a trial whose adapter is kept: of several, the last epoch.
+
+    Raises:
+        ConfigurationError: If none is kept.
+    """
+    find_trial(findings, number)
+    kept = [p for p in findings.points if p.trial == number and p.adapter is not None]
+    if not kept:
+        others = sorted({p.trial for p in findings.points if p.adapter is not None})
+        raise ConfigurationError(
+            f"trial: the adapter of trial {number} was not kept, because it is not on the front; "
+            f"kept are those of trials {', '.join(map(str, others)) or 'none'}"
+        )
+    return max(kept, key=lambda point: point.epoch)
+
+
+@application.command()
+def status(
+    storage: StorageOption = None,
+    name: NameOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the studies of a database, or tell how one stands with --name."""
+    with opened_study(storage, name, out) as (opened, place):
+        if as_json:
+            results.print_json(json.dumps(describe(find_in(opened, place), place)))
+            return
+        studies = [s for s in list_studies(opened) if name is None or s.name == name]
+        results.print(show_studies(studies))
+        if name is not None:
+            findings = find_in(opened, place)
+            results.print(Text(findings.conclusion.sentence), soft_wrap=True)
+
+
+@application.command()
+def show(
+    trial: TrialArgument,
+    storage: StorageOption = None,
+    name: NameOption = None,
+    out: OutOption = None,
+) -> None:
+    """Show a trial: its settings, its curve, and questions with the answers before and after."""
+    with opened_study(storage, name, out) as (opened, place):
+        findings = find_in(opened, place)
+        record = find_trial(findings, trial)
+        examples = ()
+        if record.measurements and findings.record.base:
+            before = read_verdicts(opened, findings.record.base.id)
+            after = read_verdicts(opened, record.measurements[-1].id)
+            examples = choose_examples(pair_verdicts(before, after), count=8)
+        results.print(show_trial(record, findings.base, examples))
+
+
+@application.command()
+def report(storage: StorageOption = None, name: NameOption = None, out: OutOption = None) -> None:
+    """Write report.html and RESULTS.md of a study again."""
+    with opened_study(storage, name, out) as (opened, place):
+        findings = find_in(opened, place)
+        path = write_study_report(findings, lambda kept: read_verdicts(opened, kept), place)
+        results.print(Text(str(path)), soft_wrap=True)
+
+
+@application.command()
+def export(
+    trial: TrialArgument,
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; it must not exist yet.")],
+    storage: StorageOption = None,
+    name: NameOption = None,
+    out: OutOption = None,
+) -> None:
+    """Copy the adapter of a trial on the front to a folder, in PEFT's format."""
+    with opened_study(storage, name, out) as (opened, place):
+        point = find_adapter(find_in(opened, place), trial)
+        assert point.adapter is not None
+        if to.exists():
+            raise ConfigurationError(f"to: {to} exists already; name a folder that does not")
+        if not Path(point.adapter).is_dir():
+            raise ConfigurationError(
+                f"trial: the adapter's folder {point.adapter} is gone; it was moved or deleted"
+            )
+        try:
+            shutil.copytree(point.adapter, to)
+        except OSError as error:
+            shutil.rmtree(to, ignore_errors=True)
+            raise ConfigurationError(f"to: {to} cannot be written: {error.strerror}") from error
+        results.print(Text(f"{to} (trial {trial} after {point.epoch} epochs)"), soft_wrap=True)

@@ -1,0 +1,14 @@
+"""Seeds: a study's own seed, an asked trial's index and a purpose make every other one."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+Purpose = Literal["sampler", "training", "noise"]
+
+
+def derive_seed(study_seed: int, asked_index: int, purpose: Purpose) -> int:
+    """Return a seed in [0, 2**32) that no worker, restart or order of events can change."""
+    text = f"{study_seed}/{asked_index}/{purpose}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

@@ -1,0 +1,342 @@
+"""Turns a study file into a running study: scenario, model, space, storage, worker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from analysis.findings import Findings, find
+from analysis.points import Point, Reference, recommend
+from analysis.verdict import Subject
+from data.facts import FactsError
+from data.formats import write_document
+from data.measurements import MEASUREMENT_VERSION
+from data.recipes import TRAINING_FORMATS
+from data.scenarios import Scenario, load_scenario
+from objectives.judges.matcher import Matcher
+from objectives.learn import Learning
+from objectives.models.base import BaseModel
+from objectives.models.load import load_base_model
+from search_spaces.recipe_space import RecipeSpace
+from search_spaces.starting_points import fit_to_space, starting_points
+from storage.database import StudyStorage, open_storage, show_url, sqlite_file
+from storage.leases import LeaseBook, describe_this_process
+from storage.reader import StudyNotFound, read_study, read_verdicts
+from storage.recorder import Recorder
+from storage.records import StudyRecord
+from study.adapter_shelf import AdapterShelf
+from study.pruning import ReferencePoint, SuccessiveHalving
+from study.sampler import SeededSampler
+from study.spec import ConfigurationError, StudySpec
+from study.watching import Watcher
+from study.worker import LEASE_SECONDS, Worker, WorkerSettings
+
+DATABASE_FILE = "remember.db"
+# Trained tokens per new fact at the first rung: enough to have begun to answer.
+FIRST_RUNG_TOKENS_PER_FACT = 350
+
+
+class NothingToLearn(Exception):
+    """The base model knows every fact already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a study lives: its name, its folder, its database."""
+
+    name: str
+    folder: Path
+    storage_url: str
+
+    @property
+    def shown_storage_url(self) -> str:
+        """Return the database's URL without its password."""
+        return show_url(self.storage_url)
+
+    @property
+    def has_database(self) -> bool:
+        """Return False only if the database is a file that is not there yet."""
+        file = sqlite_file(self.storage_url)
+        return file is None or file.exists()
+
+    @property
+    def adapters(self) -> Path:
+        """Return the folder of the front's adapters."""
+        return self.folder / "adapters"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the running trials' checkpoints."""
+        return self.folder / "checkpoints"
+
+
+def find_place(spec: StudySpec) -> Place:
+    """Return where a study of this spec lives; nothing is created.
+
+    Raises:
+        ConfigurationError: If the output folder cannot be written to.
+    """
+    facts = "oscars-2023" if spec.facts is None else Path(spec.facts).stem
+    name = spec.name or f"{facts}-{Path(spec.model).name}"
+    out = Path(spec.out)
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigurationError(
+            f"out: {spec.out!r} cannot be written to ({existing} is not a writable folder); "
+            "name another folder with --out"
+        )
+    return Place(
+        name=name,
+        folder=out / name,
+        storage_url=spec.storage or f"sqlite:///{out / DATABASE_FILE}",
+    )
+
+
+def open_place(place: Place) -> StudyStorage:
+    """Return the opened storage, after making the output folder, where it lies by default."""
+    place.folder.parent.mkdir(parents=True, exist_ok=True)
+    return open_storage(place.storage_url)
+
+
+def read_finished(spec: StudySpec, place: Place) -> StudyRecord | None:
+    """Return the study if just this spec has run to its end, without loading a model."""
+    if not place.has_database:
+        return None
+    with closing(open_place(place)) as storage:
+        try:
+            record = read_study(storage, place.name)
+        except StudyNotFound:
+            return None
+    ended = sum(trial.state != "running" for trial in record.trials)
+    is_same = StudySpec.model_validate_json(record.config) == spec
+    return record if is_same and ended == len(record.trials) == spec.trials else None
+
+
+def run_study(
+    spec: StudySpec,
+    place: Place,
+    watcher: Watcher,
+    *,
+    should_stop: Callable[[], bool],
+    announce: Callable[[str], None],
+) -> bool:
+    """Run or resume a study; return False when it was asked to stop before its end.
+
+    Everything that can be wrong with the input is found before anything is written.
+
+    Raises:
+        NothingToLearn: If the base knows every fact.
+    """
+    scenario = load_scenario(None if spec.facts is None else Path(spec.facts))
+    announce(f"loading {spec.model}")
+    base = load_base_model(spec.model)
+    _check_lengths(scenario, base)
+    space = spec.recipe_space(
+        hidden_size=int(base.model.config.hidden_size), context_tokens=base.context_tokens
+    )
+    with closing(open_place(place)) as storage:
+        slots = _stored_slots(storage, place.name) or min(spec.slots, spec.trials)
+        announce(f"asking {base.name} what it knows")
+        learning = Learning(
+            base, scenario, judge=Matcher(), slots=slots, max_rank=space.max_rank
+        )
+        if not learning.facts:
+            raise NothingToLearn(
+                f"{base.name} already knows all {len(scenario.facts)} facts; nothing to teach"
+            )
+        recorder = Recorder(storage, place.name)
+        recorder.create_study_record(
+            config=spec.model_dump_json(),
+            fingerprint=_fingerprint(spec, scenario, base, space),
+            slots=slots,
+            seed=spec.seed,
+        )
+        place.folder.mkdir(parents=True, exist_ok=True)
+        recorder.record_measurement(
+            None, learning.base.measurement, learning.base.verdicts, purpose="base"
+        )
+        reference = reference_of(spec, learning.base.measurement.recall.value)
+        worker = Worker(
+            settings=WorkerSettings(
+                study=place.name,
+                trials=spec.trials,
+                seed=spec.seed,
+                space=space,
+                presets=tuple(spec.sampling),
+                pruner=_make_pruner(spec, reference, len(learning.facts)),
+                checkpoints=place.checkpoints,
+            ),
+            study=_open_optuna_study(storage, spec, place.name, space, base),
+            storage=storage,
+            learning=learning,
+            recorder=recorder,
+            shelf=AdapterShelf(storage, recorder, place.name, place.adapters, reference),
+            watcher=watcher,
+            should_stop=should_stop,
+        )
+        if not worker.run():
+            return False
+        announce("asking the best adapters the test wordings")
+        record = read_study(storage, place.name)
+        subject = Subject(
+            model=base.name, new=learning.facts, known=learning.already_known
+        )
+        _confirm(storage, recorder, learning, find(record, subject, reference))
+        return True
+
+
+def reference_of(spec: StudySpec, base_recall: float | None) -> Reference:
+    """Return the reference point: the measured base's recall and a margin, the tolerated loss."""
+    return Reference(
+        recall=(base_recall or 0.0) + spec.reference.recall_margin,
+        knowledge_loss=spec.reference.knowledge_loss,
+    )
+
+
+def _check_lengths(scenario: Scenario, base: BaseModel) -> None:
+    for position, fact in enumerate(scenario.facts, start=1):
+        for name in TRAINING_FORMATS:
+            text = write_document(fact.question, fact.answer, fact.statement, name)
+            tokens = len(base.encode_document(text))
+            if tokens > base.context_tokens:
+                raise FactsError(
+                    f"answer: fact {position} ({fact.question[:40]!r}…) is {tokens} tokens long as "
+                    f"a training text, and {base.name} reads at most {base.context_tokens}; "
+                    "shorten it"
+                )
+
+
+def _stored_slots(storage: StudyStorage, name: str) -> int | None:
+    try:
+        return read_study(storage, name).slots
+    except StudyNotFound:
+        return None
+
+
+def _fingerprint(
+    spec: StudySpec, scenario: Scenario, base: BaseModel, space: RecipeSpace
+) -> dict[str, str]:
+    """Return what may not change within a study, each part short enough to be shown."""
+    return {
+        "facts": scenario.digest[:12],
+        "model": f"{base.name} {base.digest[-12:]}",
+        "space": _digest(repr(space)),
+        "sampling": _digest(json.dumps(spec.sampling)),
+        "pruner": _digest(spec.pruner.model_dump_json()),
+        "reference": _digest(spec.reference.model_dump_json()),
+        "judge": spec.judge,
+        "measurement": str(MEASUREMENT_VERSION),
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _make_pruner(spec: StudySpec, reference: Reference, facts: int) -> SuccessiveHalving | None:
+    if not spec.pruner.enabled:
+        return None
+    return SuccessiveHalving(
+        reference=ReferencePoint(
+            recall=reference.recall, knowledge_loss=reference.knowledge_loss
+        ),
+        first_rung_tokens=spec.pruner.first_rung_tokens or FIRST_RUNG_TOKENS_PER_FACT * facts,
+        reduction=spec.pruner.reduction,
+        minimum_entries=spec.pruner.minimum_entries,
+    )
+
+
+def _open_optuna_study(
+    storage: StudyStorage, spec: StudySpec, name: str, space: RecipeSpace, base: BaseModel
+) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        directions=["maximize", "minimize"],
+        sampler=SeededSampler(spec.seed),
+        load_if_exists=True,
+    )
+    study.set_metric_names(["judged recall", "knowledge loss"])
+    if not study.get_trials(deepcopy=False):
+        for point in starting_points(int(base.model.config.hidden_size)):
+            settings = fit_to_space(point, space, tuple(spec.sampling))
+            study.enqueue_trial(settings, user_attrs={"starting_point": point.name})
+    return study
+
+
+def find_in(storage: StudyStorage, place: Place) -> Findings:
+    """Return what a stored study found, without a model.
+
+    Raises:
+        StudyNotFound: If the database holds no study of this name.
+    """
+    record = read_study(storage, place.name)
+    spec = StudySpec.model_validate_json(record.config)
+    facts = load_scenario(None if spec.facts is None else Path(spec.facts)).facts
+    asked = (
+        {v.answer.prompt.subject for v in read_verdicts(storage, record.base.id)}
+        if record.base
+        else set()
+    )
+    base_recall = record.base.measurement.recall.value if record.base else None
+    return find(
+        record,
+        Subject(
+            model=spec.model,
+            new=tuple(fact for fact in facts if fact.id in asked),
+            known=tuple(fact for fact in facts if fact.id not in asked),
+        ),
+        reference_of(spec, base_recall),
+    )
+
+
+def _confirm(
+    storage: StudyStorage, recorder: Recorder, learning: Learning, findings: Findings
+) -> None:
+    """Ask the recommended members everything, test wordings included, from their saved files.
+
+    They are at most three: the one recommended, and the best with and without rehearsal.
+    """
+    record, leases = findings.record, LeaseBook(storage)
+    done = {
+        (confirmed.trial, confirmed.measurement.epoch)
+        for trial in record.trials
+        for confirmed in trial.measurements
+        if confirmed.purpose == "confirm"
+    }
+    for point in _members(findings):
+        if point.adapter is None or (point.trial, point.epoch) in done:
+            continue
+        learning.bank.load(0, Path(point.adapter))
+        (measured,) = learning.measure_everything([0], epoch=point.epoch)
+        learning.bank.release(0)
+        lease = leases.acquire(
+            record.name, point.trial, owner=describe_this_process(), seconds=LEASE_SECONDS
+        )
+        if lease is not None:
+            recorder.record_measurement(
+                lease,
+                measured.measurement,
+                measured.verdicts,
+                purpose="confirm",
+                adapter=point.adapter,
+            )
+            leases.release(lease)
+
+
+def _members(findings: Findings) -> list[Point]:
+    candidates = (
+        findings.recommended,
+        recommend(findings.front_with_rehearsal),
+        recommend(findings.front_without_rehearsal),
+    )
+    adapters = {(p.trial, p.epoch): p for p in candidates if p is not None}
+    return list(adapters.values())

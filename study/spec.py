@@ -1,0 +1,162 @@
+"""The study file: one TOML per study, every field checked, unknown keys refused with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from search_spaces.presets import DEFAULT_PRESETS, find_preset
+from search_spaces.recipe_space import RecipeSpace, default_space
+from search_spaces.settings import Choices, Range, Setting, Value, fixed
+
+SCHEMA_VERSION = 1
+STORAGE_VARIABLE = "OPTUNA_STORAGE"
+
+
+class ConfigurationError(ValueError):
+    """A study cannot be set up; the message names field, value, bound and remedy."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RangeSpec(_Part):
+    """A range as the study file writes it: `{ low = 1e-4, high = 1e-2, log = true }`."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+
+SettingSpec = RangeSpec | list[Value] | bool | int | float | str
+
+
+class ReferenceSpec(_Part):
+    """The box a trial must reach into, relative to the measured base."""
+
+    recall_margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    knowledge_loss: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class PrunerSpec(_Part):
+    """Successive halving; rung k comes after `first_rung_tokens * reduction**k` trained tokens."""
+
+    enabled: bool = True
+    first_rung_tokens: Annotated[int, Field(ge=1)] | None = None
+    reduction: Annotated[int, Field(ge=2, le=10)] = 3
+    minimum_entries: Annotated[int, Field(ge=2)] = 4
+
+
+class StudySpec(_Part):
+    """Everything a study is made of. The resolved file is kept in the database."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[\w][\w .-]{0,99}$")] | None = None
+    facts: str | None = None
+    model: Annotated[str, Field(min_length=1)] = "pocket"
+    trials: Annotated[int, Field(ge=1, le=100_000)] = 40
+    slots: Annotated[int, Field(ge=1, le=1024)] = 8
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    storage: str | None = None
+    out: str = "runs"
+    judge: Literal["matcher"] = "matcher"
+    sampling: Annotated[list[str], Field(min_length=1)] = list(DEFAULT_PRESETS)
+    space: dict[str, SettingSpec] = {}
+    reference: ReferenceSpec = ReferenceSpec()
+    pruner: PrunerSpec = PrunerSpec()
+
+    @field_validator("sampling")
+    @classmethod
+    def _presets_exist(cls, names: list[str]) -> list[str]:
+        for name in names:
+            find_preset(name)
+        if len(set(names)) < len(names):
+            raise ValueError("a preset is listed twice")
+        return names
+
+    def recipe_space(self, *, hidden_size: int, context_tokens: int) -> RecipeSpace:
+        """Return the default space for a model with what this file narrows, fixes or lists.
+
+        Raises:
+            ConfigurationError: If a setting does not exist.
+            SettingError: If a value is out of its bounds or a range is empty.
+        """
+        space = default_space(hidden_size=hidden_size, context_tokens=context_tokens)
+        settings = {field.name: space.setting(field.name) for field in fields(RecipeSpace)}
+        for name, spec in self.space.items():
+            if name not in settings:
+                raise ConfigurationError(_unknown(f"space.{name}", name, settings))
+            settings[name] = _setting(spec)
+        return RecipeSpace(**settings)
+
+
+def _setting(spec: SettingSpec) -> Setting:
+    if isinstance(spec, RangeSpec):
+        return Range(low=spec.low, high=spec.high, log=spec.log)
+    if isinstance(spec, list):
+        return Choices(values=tuple(spec))
+    return fixed(spec)
+
+
+def load_spec(path: Path | None, flags: Mapping[str, Any]) -> StudySpec:
+    """Return the study file with what the command line and the environment put in its place.
+
+    A flag wins over the environment, the environment over the file, the file over the defaults.
+
+    Args:
+        path: The study file; None for the defaults.
+        flags: Fields by name; None means that the flag was not given.
+
+    Raises:
+        ConfigurationError: If the file cannot be read or a field is wrong.
+    """
+    values = {} if path is None else _read_toml(path)
+    if os.environ.get(STORAGE_VARIABLE):
+        values["storage"] = os.environ[STORAGE_VARIABLE]
+    values |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        return StudySpec.model_validate(values)
+    except ValidationError as error:
+        source = "" if path is None else f"{path}: "
+        raise ConfigurationError(source + "; ".join(_explain(error))) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"study: there is no file {path}; check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"study: {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"study: {path} is not valid TOML: {error}") from error
+
+
+def _explain(error: ValidationError) -> Iterable[str]:
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"]]
+        field = ".".join(part for part in place if not re.match(r"(RangeSpec|list\[|bool|int|float|str)", part))
+        if problem["type"] == "extra_forbidden":
+            owner: type[BaseModel] = {"reference": ReferenceSpec, "pruner": PrunerSpec}.get(
+                place[0], StudySpec
+            )
+            yield _unknown(field, place[-1], owner.model_fields)
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{field}: {problem['input']!r} is not allowed: {message}"
+
+
+def _unknown(field: str, key: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(names)}"
+    return f"{field}: there is no such key; {hint}"

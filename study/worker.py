@@ -1,0 +1,355 @@
+"""The ask/tell loop of one device: fills the bank's slots, trains, measures, prunes, tells."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import optuna
+from optuna.trial import TrialState
+
+from data.measurements import Measurement
+from data.recipes import Recipe, Sampling
+from objectives.bank.checkpoint import restore_checkpoint, save_checkpoint
+from objectives.learn import Learning, Measured, Turn
+from search_spaces.recipe_space import RecipeSpace, suggest_recipe
+from search_spaces.sampling_space import suggest_sampling
+from storage.database import StudyStorage
+from storage.leases import Lease, LeaseBook, describe_this_process
+from storage.reader import read_study
+from storage.recorder import Recorder
+from storage.records import Costs, Ending, TrialRecord
+from study.adapter_shelf import AdapterShelf
+from study.pruning import RungVector, SuccessiveHalving, vectors_at_rung
+from study.seeds import derive_seed
+from study.watching import RunningTrial, Watcher
+
+LEASE_SECONDS = 120.0
+_RUNG_ATTRIBUTE = "remember:rung:"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Occupant:
+    """The trial in a slot."""
+
+    trial: optuna.Trial
+    lease: Lease
+    recipe: Recipe
+    sampling: Sampling
+    asked_index: int
+    begun: float
+    rungs_done: int = 0
+    generated_tokens: int = 0
+    last: Measurement | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """What a worker needs to know of its study; `trials` is the study's total of asked trials."""
+
+    study: str
+    trials: int
+    seed: int
+    space: RecipeSpace
+    presets: tuple[str, ...]
+    pruner: SuccessiveHalving | None
+    checkpoints: Path
+
+
+@dataclass(slots=True)
+class Worker:
+    """Runs trials until the study has its total.
+
+    The order of events depends on the seed and the number of slots only, so the same study run
+    again in one sitting gives the same trials and values.
+    """
+
+    settings: WorkerSettings
+    study: optuna.Study
+    storage: StudyStorage
+    learning: Learning
+    recorder: Recorder
+    shelf: AdapterShelf
+    watcher: Watcher
+    should_stop: Callable[[], bool] = lambda: False
+    _occupants: dict[int, _Occupant] = field(default_factory=dict)
+    _owner: str = field(default_factory=describe_this_process)
+    _leases: LeaseBook = field(init=False)
+    _renewed: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._leases = LeaseBook(self.storage)
+
+    def run(self) -> bool:
+        """Run until the total is reached; return False when it was asked to stop before.
+
+        On a stop every running trial is checkpointed and given back, so that the next run goes on
+        from there.
+        """
+        self._take_up_interrupted()
+        while True:
+            if self.should_stop():
+                self._give_back()
+                return False
+            self._fill_slots()
+            if not self._occupants:
+                return True
+            ended = self.learning.bank.step()
+            self.watcher.stepped(self._describe_running())
+            due = [slot for slot in ended if self._is_due(slot)]
+            if due:
+                self._measure(due)
+            self._renew_leases()
+
+    def _take_up_interrupted(self) -> None:
+        """Put trials of workers that are gone into slots; tell those that had only to be told."""
+        recorded = {trial.number: trial for trial in read_study(self.storage, self.settings.study).trials}
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if len(self._occupants) == self.learning.bank.slots:
+                break
+            lease = self._acquire(frozen.number)
+            if lease is None:
+                continue
+            record = recorded.get(frozen.number)
+            if record is not None and record.state != "running":
+                self._tell_recorded(record)
+                self._leases.release(lease)
+            else:
+                self._occupy(optuna.Trial(self.study, frozen._trial_id), lease, resumed=True)
+
+    def _fill_slots(self) -> None:
+        while len(self._occupants) < self.learning.bank.slots:
+            asked = self.study.get_trials(
+                deepcopy=False, states=[s for s in TrialState if s != TrialState.WAITING]
+            )
+            if len(asked) >= self.settings.trials:
+                return
+            trial = self.study.ask()
+            lease = self._acquire(trial.number)
+            if lease is not None:
+                self._occupy(trial, lease, resumed=False)
+
+    def _acquire(self, number: int) -> Lease | None:
+        return self._leases.acquire(
+            self.settings.study, number, owner=self._owner, seconds=LEASE_SECONDS
+        )
+
+    def _occupy(self, trial: optuna.Trial, lease: Lease, *, resumed: bool) -> None:
+        slot = next(s for s in range(self.learning.bank.slots) if s not in self._occupants)
+        occupant = _Occupant(
+            trial=trial,
+            lease=lease,
+            recipe=suggest_recipe(trial, self.settings.space),
+            sampling=suggest_sampling(trial, self.settings.presets),
+            # Only asked trials are in Optuna's table, so its number counts them.
+            asked_index=trial.number,
+            begun=time.monotonic(),
+            rungs_done=max((v.rung + 1 for v in self._vectors().get(trial.number, ())), default=0),
+        )
+        seed = self._seed(occupant, "training")
+        self.recorder.record_trial_started(
+            lease,
+            asked_index=occupant.asked_index,
+            recipe=occupant.recipe,
+            sampling=occupant.sampling,
+            seed=seed,
+        )
+        checkpoint = self._checkpoint(trial.number)
+        if checkpoint.exists():
+            texts = partial(self.learning.epoch_texts, occupant.recipe, seed)
+            restore_checkpoint(self.learning.bank, slot, checkpoint, texts)
+        else:
+            self.learning.begin(slot, occupant.recipe, seed=seed)
+        self._occupants[slot] = occupant
+        self.watcher.trial_started(trial.number, occupant.recipe, resumed=resumed)
+
+    def _is_due(self, slot: int) -> bool:
+        progress = self.learning.bank.progress(slot)
+        if progress.failure is not None or progress.finished:
+            return True
+        pruner = self.settings.pruner
+        return (
+            pruner is not None
+            and pruner.rungs_reached(progress.trained_tokens) > self._occupants[slot].rungs_done
+        )
+
+    def _measure(self, due: list[int]) -> None:
+        """Measure all due slots in one batch, then end or keep each."""
+        bank = self.learning.bank
+        for slot in due:
+            failure = bank.progress(slot).failure
+            if failure is not None:
+                self._end(slot, "failed", reason=failure)
+        alive = [slot for slot in due if slot in self._occupants]
+        turns = [
+            Turn(
+                slot=slot,
+                noise_seed=self._seed(self._occupants[slot], "noise"),
+                sampling=self._occupants[slot].sampling if bank.progress(slot).finished else None,
+            )
+            for slot in alive
+        ]
+        results = dict(zip(alive, self.learning.measure(turns), strict=True)) if turns else {}
+        for slot, measured in results.items():
+            self._record(slot, measured)
+        self.shelf.update(bank, {self._occupants[slot].trial.number: slot for slot in results})
+        for slot, measured in results.items():
+            self._decide(slot, measured)
+
+    def _record(self, slot: int, measured: tuple[Measured, ...]) -> None:
+        occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
+        for each in measured:
+            occupant.generated_tokens += each.measurement.generated_tokens
+            self.recorder.record_measurement(
+                occupant.lease,
+                each.measurement,
+                each.verdicts,
+                purpose="final" if progress.finished else "rung",
+            )
+            self.watcher.trial_measured(occupant.trial.number, each.measurement)
+        greedy = measured[0].measurement
+        occupant.last = greedy
+        pruner = self.settings.pruner
+        if pruner is not None:
+            occupant.rungs_done = pruner.rungs_reached(progress.trained_tokens)
+            vector = RungVector(
+                rung=occupant.rungs_done - 1,
+                epoch=progress.epoch,
+                trained_tokens=progress.trained_tokens,
+                recall=_number(greedy.recall.value),
+                knowledge_loss=_number(greedy.knowledge_loss.value),
+                is_last=progress.finished,
+                stamp=pruner.stamp,
+            )
+            name = f"{_RUNG_ATTRIBUTE}{'last' if vector.is_last else vector.rung}"
+            self.storage.set_trial_system_attr(occupant.trial._trial_id, name, vector.encode())
+
+    def _decide(self, slot: int, measured: tuple[Measured, ...]) -> None:
+        occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
+        if progress.finished:
+            chosen = measured[-1].measurement
+            values = (_number(chosen.recall.value), _number(chosen.knowledge_loss.value))
+            self._end(slot, "complete", values=values)
+            return
+        pruner = self.settings.pruner
+        assert pruner is not None  # without one, only finished trials are due
+        vectors = self._vectors()
+        rung = occupant.rungs_done - 1
+        newcomer = next(v for v in vectors.pop(occupant.trial.number) if v.rung == rung)
+        decision = pruner.decide(newcomer, vectors_at_rung(rung, vectors))
+        if decision.keep:
+            save_checkpoint(self.learning.bank, slot, self._checkpoint(occupant.trial.number))
+        else:
+            self._end(slot, "pruned", reason=decision.reason)
+
+    def _end(
+        self,
+        slot: int,
+        state: Ending,
+        *,
+        reason: str | None = None,
+        values: tuple[float, float] | None = None,
+    ) -> None:
+        """Record and tell the end of a trial, and free its slot."""
+        occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
+        self.recorder.record_trial_ended(
+            occupant.lease,
+            state=state,
+            reason=reason,
+            costs=Costs(
+                trained_tokens=progress.trained_tokens,
+                generated_tokens=occupant.generated_tokens,
+                seconds=time.monotonic() - occupant.begun,
+                last_epoch=progress.epoch,
+                highest_learning_rate=progress.highest_learning_rate,
+            ),
+        )
+        if occupant.last is not None:
+            # Numbers that the dashboard can sort by, also for pruned trials.
+            occupant.trial.set_user_attr("last_recall", occupant.last.recall.value)
+            occupant.trial.set_user_attr("last_knowledge_loss", occupant.last.knowledge_loss.value)
+            occupant.trial.set_user_attr("epochs_reached", progress.epoch)
+        self._tell(occupant.trial.number, state, values)
+        self._leases.release(occupant.lease)
+        self.learning.bank.release(slot)
+        shutil.rmtree(self._checkpoint(occupant.trial.number), ignore_errors=True)
+        del self._occupants[slot]
+        self.watcher.trial_ended(occupant.trial.number, state, reason)
+
+    def _tell(self, number: int, state: Ending, values: tuple[float, float] | None) -> None:
+        match state:
+            case "complete":
+                self.study.tell(number, values=values)
+            case "pruned":
+                self.study.tell(number, state=TrialState.PRUNED)
+            case "failed":
+                self.study.tell(number, state=TrialState.FAIL)
+
+    def _tell_recorded(self, record: TrialRecord) -> None:
+        """Tell a trial whose end was recorded but not told before its worker died."""
+        assert record.state != "running"
+        values = None
+        if record.state == "complete":
+            last = [m.measurement for m in record.measurements if m.purpose == "final"]
+            chosen = next(m for m in last if m.sampling == record.sampling)
+            values = (_number(chosen.recall.value), _number(chosen.knowledge_loss.value))
+        self._tell(record.number, record.state, values)
+
+    def _give_back(self) -> None:
+        """Checkpoint every running trial and release it."""
+        for slot, occupant in self._occupants.items():
+            save_checkpoint(self.learning.bank, slot, self._checkpoint(occupant.trial.number))
+            self._leases.release(occupant.lease)
+            self.learning.bank.release(slot)
+        self._occupants.clear()
+
+    def _renew_leases(self) -> None:
+        if time.monotonic() - self._renewed < LEASE_SECONDS / 4:
+            return
+        self._renewed = time.monotonic()
+        for occupant in self._occupants.values():
+            self._leases.renew(occupant.lease, seconds=LEASE_SECONDS)
+
+    def _vectors(self) -> dict[int, list[RungVector]]:
+        """Return the rung vectors of all trials that did not fail, by trial."""
+        return {
+            frozen.number: [
+                RungVector.decode(value)
+                for key, value in frozen.system_attrs.items()
+                if key.startswith(_RUNG_ATTRIBUTE)
+            ]
+            for frozen in self.study.get_trials(deepcopy=False)
+            if frozen.state != TrialState.FAIL
+        }
+
+    def _seed(self, occupant: _Occupant, purpose: str) -> int:
+        return derive_seed(self.settings.seed, occupant.asked_index, purpose)  # type: ignore[arg-type]
+
+    def _checkpoint(self, number: int) -> Path:
+        return self.settings.checkpoints / f"trial-{number:04d}"
+
+    def _describe_running(self) -> list[RunningTrial]:
+        running = []
+        for slot, occupant in self._occupants.items():
+            progress = self.learning.bank.progress(slot)
+            running.append(
+                RunningTrial(
+                    number=occupant.trial.number,
+                    recipe=occupant.recipe,
+                    sampling=occupant.sampling,
+                    epoch=progress.epoch,
+                    trained_tokens=progress.trained_tokens,
+                    loss_nats=progress.loss_nats,
+                    last=occupant.last,
+                )
+            )
+        return running
+
+
+def _number(value: float | None) -> float:
+    """Return a value for Optuna; what could not be measured is NaN, which it takes as failed."""
+    return float("nan") if value is None else value

@@ -1,0 +1,79 @@
+"""A tiny random Llama with a word tokenizer, and training texts for it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from objectives.models.base import BaseModel
+
+WORDS = tuple(f"w{number}" for number in range(90))
+
+EpochTexts = Callable[[int], Sequence[str]]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def base() -> BaseModel:
+    """Return the model all tests share; no test may change it."""
+    special = ("<pad>", "<s>", "</s>", "<unk>")
+    vocabulary = {word: number for number, word in enumerate((*special, *WORDS))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(vocabulary),
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(20230312)
+        model = LlamaForCausalLM(config)
+    return BaseModel(
+        name="tiny",
+        source="tiny",
+        digest="tiny-digest",
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+    )
+
+
+@pytest.fixture(scope="session")
+def texts() -> Callable[[int], EpochTexts]:
+    """Return a maker of shuffled training texts: eleven of 2 to 13 words, the same every time."""
+
+    def make(seed: int) -> EpochTexts:
+        draw = random.Random(seed)
+        documents = [" ".join(draw.choices(WORDS, k=draw.randint(2, 13))) for _ in range(11)]
+
+        def epoch_texts(epoch: int) -> list[str]:
+            return random.Random(f"{seed}/{epoch}").sample(documents, len(documents))
+
+        return epoch_texts
+
+    return make
+
+
+@pytest.fixture
+def token_ids() -> torch.Tensor:
+    """Return (6, 9) token ids without padding, to compare logits on."""
+    return torch.randint(4, 94, (6, 9), generator=torch.Generator().manual_seed(7))

@@ -1,0 +1,87 @@
+"""The study file: what wins over what, and how each mistake is explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.recipes import SettingError
+from search_spaces.settings import Choices, Range
+from study.spec import ConfigurationError, StudySpec, load_spec
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "study.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, 'trials = 7\nstorage = "sqlite:///file.db"\n')
+    assert load_spec(path, {"trials": None}).trials == 7
+    assert load_spec(path, {"trials": 9}).trials == 9
+    monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///environment.db")
+    assert load_spec(path, {}).storage == "sqlite:///environment.db"
+    assert load_spec(path, {"storage": "sqlite:///flag.db"}).storage == "sqlite:///flag.db"
+
+
+def test_settings_of_the_file_narrow_fix_and_list_the_space(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "[space]\nepochs = 5\nrank = [4, 8]\n"
+        "learning_rate = { low = 1e-4, high = 1e-2, log = true }\n",
+    )
+    space = load_spec(path, {}).recipe_space(hidden_size=128, context_tokens=512)
+    assert space.epochs == Choices(values=(5,))
+    assert space.rank == Choices(values=(4, 8))
+    assert space.learning_rate == Range(low=1e-4, high=1e-2, log=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trails = 4", "trails: there is no such key; did you mean 'trials'?"),
+        ("[pruner]\nreductoin = 3", "pruner.reductoin: there is no such key; did you mean 'reduction'?"),
+        ("trials = 0", "trials: 0 is not allowed: Input should be greater than or equal to 1"),
+        ("slots = 'many'", "slots: 'many' is not allowed"),
+        ("sampling = ['greddy']", "there is no preset 'greddy'; did you mean 'greedy'?"),
+        ("seed = -1", "seed: -1 is not allowed"),
+        ("[reference]\nknowledge_loss = 2.0", "reference.knowledge_loss: 2.0 is not allowed"),
+        ("schema_version = 9", "schema_version: 9 is not allowed"),
+        ("trials = ", "is not valid TOML"),
+    ],
+)
+def test_a_wrong_study_file_is_explained(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        load_spec(write(tmp_path, text), {})
+    assert message in str(error.value)
+
+
+def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="there is no file"):
+        load_spec(tmp_path / "none.toml", {})
+
+
+def test_an_unknown_setting_of_the_space_is_explained(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, "[space]\nlearning_rat = 1e-3"), {})
+    with pytest.raises(ConfigurationError, match="did you mean 'learning_rate'"):
+        spec.recipe_space(hidden_size=128, context_tokens=512)
+
+
+def test_a_setting_beyond_its_bounds_is_refused(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, "[space]\nrank = 0"), {})
+    with pytest.raises(SettingError, match="rank: 0 is not allowed"):
+        spec.recipe_space(hidden_size=128, context_tokens=512)
+
+
+def test_a_spec_survives_being_stored() -> None:
+    spec = load_spec(None, {"trials": 3, "model": "some/model"})
+    assert StudySpec.model_validate_json(spec.model_dump_json()) == spec
