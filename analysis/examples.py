@@ -35,8 +35,8 @@ def choose_examples(examples: Sequence[Example], count: int = 5) -> tuple[Exampl
     """Return at most `count` questions, about a different fact or probe each.
 
     Of the novel wordings up to `count - 2` that were learned and one that was not; one probe that
-    was forgotten; what is still missing is filled in the order of asking. The same answers give the
-    same choice. This shows kinds of answers and says nothing about how frequent they are.
+    was forgotten; what is still missing is filled in the order of asking. The same answers give
+    the same choice. This shows kinds of answers and says nothing about how frequent they are.
     """
     novel = [example for example in examples if example.prompt.phrasing in ("validation", "test")]
     learned = [example for example in novel if example.after.is_correct and not _knew(example)]

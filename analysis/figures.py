@@ -17,14 +17,13 @@ from analysis.wording import (
     say_counted,
     say_estimate,
     say_sampling,
-    say_share,
     show_text,
 )
 from data.measurements import Estimate, Measurement
 
 # Okabe and Ito (2008): told apart with every common colour blindness.
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A9099"
-_FAINT = "rgba(128, 134, 144, 0.22)"
+_FAINT, _GRID = "rgba(128, 134, 144, 0.5)", "rgba(128, 134, 144, 0.22)"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _INK = "#333A44"
 
@@ -35,7 +34,9 @@ def draw_front(findings: Findings) -> go.Figure:
     Up and to the left is better. Trials with and without rehearsal have a colour and a front line
     each; what trials measured on the way is small, a pruned trial's last measurement is hollow.
     """
-    figure = _figure("Recall of the new facts against knowledge loss", height=580)
+    figure = _figure(
+        "Recall of the new facts against knowledge loss", height=580, space_for_legend=48
+    )
     _draw_bounds(figure, findings)
     last_of = {point.trial: point for point in findings.points}
     groups = (
@@ -83,12 +84,14 @@ def draw_front(findings: Findings) -> go.Figure:
         [findings.reference.knowledge_loss, *(point.knowledge_loss for point in findings.points)]
     )
     figure.update_xaxes(
-        title="knowledge loss: known before, wrong now (lower is better)",
+        title_text="knowledge loss: known before, wrong now (lower is better)",
         tickformat=".0%",
         range=[-0.02, min(1.02, highest_loss + 0.04)],
     )
     figure.update_yaxes(
-        title="recall of the new facts (higher is better)", tickformat=".0%", range=[-0.03, 1.05]
+        title_text="recall of the new facts (higher is better)",
+        tickformat=".0%",
+        range=[-0.03, 1.05],
     )
     return figure
 
@@ -105,8 +108,8 @@ def draw_recall_by_style(findings: Findings) -> go.Figure:
     ):
         if measurement is not None:
             _add_bars(figure, name, colour, _styles_of(measurement))
-    figure.update_yaxes(title="recall, novel wordings", tickformat=".0%", range=[0, 1.05])
-    figure.update_xaxes(title="prompt style")
+    figure.update_yaxes(title_text="recall, novel wordings", tickformat=".0%", range=[0, 1.05])
+    figure.update_xaxes(title_text="prompt style")
     return figure
 
 
@@ -136,13 +139,15 @@ def draw_rings(findings: Findings) -> go.Figure:
                 hovertemplate="%{x}: %{y:.1%}<extra>gained</extra>",
             )
         )
-    figure.update_yaxes(title="share of the ring's probes", tickformat=".0%", rangemode="tozero")
-    figure.update_xaxes(title="ring, from near the new facts to far")
+    figure.update_yaxes(
+        title_text="share of the ring's probes", tickformat=".0%", rangemode="tozero"
+    )
+    figure.update_xaxes(title_text="ring, from near the new facts to far")
     return figure
 
 
 def draw_importance(findings: Findings) -> go.Figure:
-    """Return how much each setting separates the study's best quarter from all trials."""
+    """Return how much each setting separates the study's better half from all trials."""
     figure = _figure("Which setting matters", height=460)
     ranked = {
         objective: importance
@@ -169,7 +174,7 @@ def draw_importance(findings: Findings) -> go.Figure:
         )
     figure.update_layout(barmode="group", bargap=0.35, legend={"traceorder": "reversed"})
     figure.update_xaxes(
-        title="share of the importance (PED-ANOVA)", tickformat=".0%", rangemode="tozero"
+        title_text="share of the importance (PED-ANOVA)", tickformat=".0%", rangemode="tozero"
     )
     figure.update_yaxes(showgrid=False, ticks="outside", tickcolor="rgba(0,0,0,0)")
     return figure
@@ -181,11 +186,11 @@ def draw_learning_curves(findings: Findings) -> tuple[go.Figure, go.Figure]:
     # Highlighted trials last, so that they lie above the others.
     trials = sorted(findings.record.trials, key=lambda trial: trial.number in on_front)
     figures = []
-    for title, axis, value in (
-        ("Recall while training", "recall of the new facts", lambda point: point.recall),
-        ("Knowledge loss while training", "knowledge loss", lambda point: point.knowledge_loss),
+    for title, axis, objective in (
+        ("Recall while training", "recall of the new facts", "recall"),
+        ("Knowledge loss while training", "knowledge loss", "knowledge_loss"),
     ):
-        figure = _figure(title, height=380)
+        figure = _figure(title, height=380, space_for_legend=0)
         for trial in trials:
             curve = [
                 point
@@ -197,7 +202,7 @@ def draw_learning_curves(findings: Findings) -> tuple[go.Figure, go.Figure]:
             figure.add_trace(
                 go.Scatter(
                     x=[point.measurement.trained_tokens for point in curve],
-                    y=[value(point) for point in curve],
+                    y=[getattr(point, objective) for point in curve],
                     mode="lines+markers",
                     line={"color": colour, "width": 2 if highlighted else 1},
                     marker={"size": 5 if highlighted else 3},
@@ -208,8 +213,8 @@ def draw_learning_curves(findings: Findings) -> tuple[go.Figure, go.Figure]:
             )
         if not findings.points:
             _say_nothing(figure, "no trial was measured")
-        figure.update_xaxes(title="trained tokens of the trial", rangemode="tozero")
-        figure.update_yaxes(title=axis, tickformat=".0%", rangemode="tozero")
+        figure.update_xaxes(title_text="trained tokens of the trial", rangemode="tozero")
+        figure.update_yaxes(title_text=axis, tickformat=".0%", rangemode="tozero")
         figures.append(figure)
     recall, loss = figures
     return recall, loss
@@ -217,7 +222,7 @@ def draw_learning_curves(findings: Findings) -> tuple[go.Figure, go.Figure]:
 
 def draw_progress(findings: Findings) -> go.Figure:
     """Return the front's hypervolume against the tokens that all trials had trained by then."""
-    figure = _figure("How the front grew: its hypervolume", height=340)
+    figure = _figure("How the front grew: its hypervolume", height=340, space_for_legend=0)
     steps = follow_hypervolume(findings.record, findings.reference)
     if not steps:
         return _say_nothing(figure, "no trial was measured")
@@ -231,28 +236,39 @@ def draw_progress(findings: Findings) -> go.Figure:
             showlegend=False,
         )
     )
-    figure.update_xaxes(title="trained tokens, all trials together", rangemode="tozero")
-    figure.update_yaxes(
-        title="share of the possible", tickformat=".0%", range=[0, 1.02]
-    )
+    figure.update_xaxes(title_text="trained tokens, all trials together", rangemode="tozero")
+    figure.update_yaxes(title_text="share of the possible", tickformat=".0%", range=[0, 1.02])
     return figure
 
 
-def _figure(title: str, *, height: int) -> go.Figure:
+def _figure(title: str, *, height: int, space_for_legend: int = 28) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
-        title={"text": title, "x": 0.012, "y": 1, "yanchor": "top", "pad": {"t": 14}, "xref": "container", "font": {"size": 16, "weight": 600}},
+        title={
+            "text": title,
+            "x": 0.012,
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 14},
+            "xref": "container",
+            "font": {"size": 16, "weight": 600},
+        },
         template="none",
         font={"family": _FONT, "size": 13, "color": _INK},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         height=height,
-        margin={"l": 64, "r": 16, "t": 84, "b": 56},
+        margin={"l": 64, "r": 16, "t": 56 + space_for_legend, "b": 56},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         hoverlabel={"align": "left", "font": {"family": _FONT}},
     )
     for update in (figure.update_xaxes, figure.update_yaxes):
-        update(gridcolor=_FAINT, zeroline=False, automargin=True, title={"standoff": 10, "font": {"size": 13}})
+        update(
+            gridcolor=_GRID,
+            zeroline=False,
+            automargin=True,
+            title={"standoff": 10, "font": {"size": 13}},
+        )
     return figure
 
 
@@ -400,4 +416,3 @@ def _add_bars(
     )
     figure.update_layout(barmode="group", bargap=0.35, bargroupgap=0.08)
     figure.update_xaxes(showgrid=False)
-

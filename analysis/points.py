@@ -59,8 +59,8 @@ class Point:
 def study_points(record: StudyRecord) -> tuple[Point, ...]:
     """Return every rung and final measurement of all trials, in order of trial and epoch.
 
-    A rung is a true measurement of the same recipe with fewer epochs, so pruned, failed and running
-    trials have points too. A measurement without a (finite) recall or loss is not a point.
+    A rung is a true measurement of the same recipe with fewer epochs, so pruned, failed and
+    running trials have points too. A measurement without a (finite) recall or loss is not a point.
     """
     return tuple(
         Point(
@@ -92,18 +92,14 @@ def front_points(points: Sequence[Point], reference: Reference) -> tuple[Point, 
             if point.recall > reference.recall and point.knowledge_loss < reference.knowledge_loss
         ),
         key=lambda point: (
-            -point.recall,
-            point.knowledge_loss,
             point.sampling.do_sample,
             point.measurement.trained_tokens,
             point.trial,
         ),
     )
-    first_of: dict[tuple[float, float], Point] = {}
-    for point in in_reach:
-        first_of.setdefault((point.recall, point.knowledge_loss), point)
-    distinct = tuple(first_of.values())
-    return tuple(distinct[index] for index in sorted(non_dominated(list(first_of))))
+    # Of equal points the first stands for all.
+    values = [(point.recall, point.knowledge_loss) for point in in_reach]
+    return tuple(in_reach[index] for index in non_dominated(values))
 
 
 def recommend(front: Sequence[Point]) -> Point | None:
@@ -128,8 +124,8 @@ def recommend(front: Sequence[Point]) -> Point | None:
 
 RECOMMENDATION_RULE = (
     "Recommended is the member of the front with the highest recall among those with a knowledge "
-    "loss of at most 10 % (ties: the lower loss, then fewer trained tokens); if no member loses so "
-    "little, the one whose recall exceeds its loss by most."
+    "loss of at most 10 % (ties: the lower loss, then fewer trained tokens); if no member loses "
+    "so little, the one whose recall exceeds its loss by most."
 )
 
 

@@ -1,4 +1,4 @@
-"""Writes report.html: one self-contained page with the answer, the figures and how it was measured."""
+"""Writes report.html: one page with the answer, the figures and how it was measured."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def render_report(
         loader=PackageLoader("analysis", ""),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_keep_percent_with_number,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -90,6 +91,13 @@ def render_report(
     )
 
 
+def _keep_percent_with_number(value: object) -> object:
+    """Return text with a no-break space before each percent sign; anything else unchanged."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return value.replace(" %", "\u00a0%")
+
+
 def _embed(figure: go.Figure) -> Markup:
     # plotly writes "<" in its JSON as \u003c, so no text can end the script element.
     return Markup(
@@ -107,7 +115,10 @@ def _recall_rows(findings: Findings) -> list[tuple[str, list[Estimate]]]:
         return []
     measurement = findings.recommended.measurement
     return [
-        (phrasing, [_recall_part(measurement, phrasing, style) for style in (None, *PROMPT_STYLES)])
+        (
+            phrasing,
+            [_recall_part(measurement, phrasing, style) for style in (None, *PROMPT_STYLES)],
+        )
         for phrasing in _PHRASING_ROWS
     ]
 

@@ -1,4 +1,4 @@
-"""Writes RESULTS.md: the answer, the front, the rings and the costs for reading in a repository."""
+"""Writes RESULTS.md: the answer, the front, the rings and the costs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,11 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _front(findings: Findings) -> str:
     base = findings.base
-    rows = [["base", "–", say_estimate(base.recall), "0 %", *["–"] * 4, "greedy", "–"]] if base else []
+    rows = (
+        [["base", "–", say_estimate(base.recall), "0 %", *["–"] * 4, "greedy", "–"]]
+        if base
+        else []
+    )
     rows += [
         [
             f"**{point.trial}**" if point == findings.recommended else str(point.trial),
@@ -131,7 +135,13 @@ def _examples(findings: Findings, verdicts_of: Callable[[int], Sequence[Verdict]
     if not examples:
         return "not measured"
     return _table(
-        ["question", "expected", "untouched model", f"trial {findings.recommended.trial}", "verdict"],
+        [
+            "question",
+            "expected",
+            "untouched model",
+            f"trial {findings.recommended.trial}",
+            "verdict",
+        ],
         [
             [
                 escape_markdown(example.prompt.question),
@@ -164,7 +174,8 @@ def _provenance(findings: Findings, versions: Mapping[str, str]) -> str:
     record = findings.record
     new, known = len(findings.subject.new), len(findings.subject.known)
     lines = [
-        f"model {findings.subject.model}; {say_counted(new, 'new fact')}, {known} set aside as known",
+        f"model {findings.subject.model}; {say_counted(new, 'new fact')}, "
+        f"{known} set aside as known",
         f"study seed {record.seed}, {say_counted(record.slots, 'slot')}, begun "
         f"{record.created_at:%Y-%m-%d %H:%M} UTC",
         *(f"{name}: {value}" for name, value in sorted(record.fingerprint.items())),

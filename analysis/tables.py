@@ -81,8 +81,10 @@ def show_trial(
             )
         )
     if examples:
-        parts.append(_show_examples(examples))
-    return Group(*(part for pair in zip(parts, [Text()] * len(parts), strict=True) for part in pair))
+        parts.append(show_examples(examples))
+    return Group(
+        *(part for pair in zip(parts, [Text()] * len(parts), strict=True) for part in pair)
+    )
 
 
 def show_studies(studies: Sequence[StudySummary]) -> RenderableType:
@@ -135,7 +137,7 @@ def _show_curve(trial: TrialRecord, base: Measurement | None) -> Table:
     return table
 
 
-def _show_examples(examples: Sequence[Example]) -> Table:
+def show_examples(examples: Sequence[Example]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, row_styles=["", "dim"])
     for title in ("question", "expected", "before", "after", "verdict"):
         table.add_column(title, overflow="fold")

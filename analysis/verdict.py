@@ -51,10 +51,10 @@ def conclude(
 ) -> Conclusion:
     """Return the study's answer.
 
-    *Yes*: the recommended member has a recall of at least 80 % at a knowledge loss of at most 10 %.
-    *Partly*: it does not, but its recall interval lies above the base's recall. *No*: trials were
-    measured and neither holds. *Already known*: there was nothing new to teach. *Cannot tell*:
-    nothing was measured, or trials that may still do better are running.
+    *Yes*: the recommended member has a recall of at least 80 % at a knowledge loss of at most
+    10 %. *Partly*: it does not, but its recall interval lies above the base's recall. *No*: trials
+    were measured and neither holds. *Already known*: there was nothing new to teach. *Cannot
+    tell*: nothing was measured, or trials that may still do better are running.
     """
     answer, sentence = _answer(record, subject, points, recommended)
     return Conclusion(
@@ -74,7 +74,7 @@ def _answer(
         )
     if record.base is None:
         return "cannot tell", (
-            "Cannot tell. The untouched model was not measured, so there is nothing to compare with."
+            "Cannot tell. The untouched model was not measured, so nothing can be compared."
         )
     if recommended is not None:
         figures = _describe(recommended, len(subject.new))
@@ -99,27 +99,28 @@ def _answer(
     if not points:
         failed = sum(trial.state == "failed" for trial in record.trials)
         why = (
-            f"none of {say_counted(len(record.trials), 'trial')} has both a measured recall and a "
+            f"None of {say_counted(len(record.trials), 'trial')} has both a measured recall and a "
             f"measured knowledge loss ({failed} failed)"
             if record.trials
-            else "no trial was run"
+            else "No trial was run"
         )
-        return "cannot tell", f"Cannot tell. Of this study {why}."
+        return "cannot tell", f"Cannot tell. {why}."
     best = max(points, key=lambda point: (point.recall, -point.knowledge_loss))
     return "no", (
-        f"No. None of {say_counted(len(record.trials), 'trial')} taught the model these facts at a "
-        "knowledge loss that leaves it usable. The highest recall: "
+        f"No. None of {say_counted(len(record.trials), 'trial')} taught the model these facts at "
+        "a knowledge loss that leaves it usable. The highest recall: "
         f"{_describe(best, len(subject.new))} Untouched, the model answers "
         f"{say_estimate(record.base.measurement.recall)}."
     )
 
 
 def _describe(point: Point, new_facts: int) -> str:
+    loss = say_estimate(point.measurement.knowledge_loss)
     facts = "the new fact" if new_facts == 1 else f"the {new_facts} new facts"
     return (
         f"Trial {point.trial} after {say_counted(point.epoch, 'epoch')} answers "
         f"{say_estimate_in_words(point.measurement.recall)} of novel questions about "
-        f"{facts} right; of what the model knew it now gets {say_estimate(point.measurement.knowledge_loss)} wrong."
+        f"{facts} right; of what the model knew it now gets {loss} wrong."
     )
 
 
@@ -132,8 +133,8 @@ def _compare_rehearsal(best_with: Point | None, best_without: Point | None) -> s
         return ""
     if best_with is None or best_without is None:
         return (
-            f"Only trials {'without' if best_with is None else 'with'} rehearsal (known facts mixed "
-            "into the training text) reached the front's bounds."
+            f"Only trials {'without' if best_with is None else 'with'} rehearsal (known facts "
+            "mixed into the training text) reached the front's bounds."
         )
     figures = (
         f"with rehearsal (known facts mixed into the training text) the best member reaches "

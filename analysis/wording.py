@@ -1,4 +1,4 @@
-"""Says numbers, settings and untrusted text in words: the one place where anything is formatted."""
+"""Says numbers, settings and untrusted text in words; everything shown is formatted here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def say_share(value: float | None) -> str:
 
 
 def say_range(estimate: Estimate) -> str:
-    """Return the 95 % interval alone, for example "84–97 %", or "not measured"."""
+    """Return the 95 % interval alone, its ends in whole percents, or "not measured"."""
     if estimate.low is None or estimate.high is None:
         return MISSING
     low, high = _percent_digits(estimate.low), _percent_digits(estimate.high)
@@ -37,14 +37,14 @@ def say_range(estimate: Estimate) -> str:
 
 
 def say_estimate(estimate: Estimate) -> str:
-    """Return a proportion with its interval, for example "93 % (84–97 %)", or "not measured"."""
+    """Return a proportion with its interval in brackets, or "not measured"."""
     if estimate.value is None:
         return MISSING
     return f"{say_share(estimate.value)} ({say_range(estimate)})"
 
 
 def say_estimate_in_words(estimate: Estimate) -> str:
-    """Return the same with the interval named: "93 % (95 % interval 84–97 %)"."""
+    """Return a proportion with its interval in brackets and named as a 95 % interval."""
     if estimate.value is None:
         return MISSING
     return f"{say_share(estimate.value)} (95 % interval {say_range(estimate)})"

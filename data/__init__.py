@@ -1,1 +1,1 @@
-"""Facts, scenarios, formats, prompts, probes and the words all folders share; imports nothing of ours."""
+"""Facts, formats, prompts, probes and the words that all folders share."""

@@ -12,7 +12,6 @@ from data.english import ABBREVIATIONS, NUMBER_WORDS
 # What may lie between two words, from the weakest to the strongest.
 Break = Literal[" ", "-", "/", "(", ",", ":", "?", "."]
 
-
 _WORD = re.compile(
     r"(?<![^\s(=])-\d+(?:\.\d+)?"
     r"|\d{1,3}(?:,\d{3})+(?:\.\d+)?"
@@ -26,6 +25,9 @@ _SPELLINGS = str.maketrans(
     | {"−": "-", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ð": "d", "Ð": "D"}
     | {"æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ı": "i", "þ": "th", "Þ": "Th"}
 )
+
+# "J. R. R." has three; the bound keeps time linear in a text of nothing but initials.
+_LONGEST_INITIALS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ def read_text(text: str) -> Reading:
         last_end = end
         is_capital = raw[0].isupper()
         is_initial = is_capital and end - start == 1
-        if is_initial and follows_initial and not gap.strip(" ."):
+        joins = is_initial and follows_initial and len(words[-1]) < _LONGEST_INITIALS
+        if joins and not gap.strip(" ."):
             words[-1] += raw.casefold()
             continue
         follows_initial = is_initial
@@ -87,8 +90,9 @@ def _classify_break(gap: str, word_before: str) -> Break:
         return "?"
     if "!" in gap or "\n" in gap:
         return "."
+    is_initial = len(word_before) == 1 and word_before.isalpha()
     if "." in gap and not (
-        gap.strip(" *_\"'") == "." and (len(word_before) == 1 or word_before in ABBREVIATIONS)
+        gap.strip(" *_\"'") == "." and (is_initial or word_before in ABBREVIATIONS)
     ):
         return "."
     if "(" in gap or "[" in gap:

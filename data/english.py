@@ -60,31 +60,46 @@ LARGER_NUMBERS = _words(
 )
 ABBREVIATIONS = _words("mr mrs ms dr jr sr st vs prof no")
 
-NOT = (
-    r"(?:(?:not|never|neither|nor|no|none|nobody|nothing|cannot|hardly|arent|isnt|wasnt|werent|"
-    r"dont|doesnt|didnt|hasnt|havent|hadnt|cant|couldnt|wont|wouldnt|shouldnt|aint)\b"
-    r"(?! (?:doubt|question|only|other|surprise|wonder)\b))"
+_NEGATIONS = _words(
+    "not never neither nor no none nobody nothing cannot hardly arent isnt wasnt werent dont "
+    "doesnt didnt hasnt havent hadnt cant couldnt wont wouldnt shouldnt aint"
 )
-FALSE = r"(?:false|falsely|wrong|wrongly|incorrect|incorrectly|untrue|mistaken|mistakenly)\b"
-NEGATION = re.compile(rf"\b{NOT}")
+_FALSEHOODS = _words(
+    "false falsely wrong wrongly incorrect incorrectly untrue mistaken mistakenly"
+)
+_EXCLUSIONS = _words("except excluding besides unlike if beat beats beating defeated defeating")
+_LOSSES = _words("lost loses failed beaten defeated nominated runner almost nearly")
+# A question that uses these itself ("Who did not win?") takes them out of play where it is echoed.
+DENIAL_WORDS = _NEGATIONS | _FALSEHOODS | _EXCLUSIONS | _LOSSES | {"without", "than", "instead"}
+
+
+def _any_of(words: frozenset[str]) -> str:
+    return "(?:" + "|".join(sorted(words)) + r")\b"
+
+
+# "No doubt" and "not only" deny nothing.
+_NOT = _any_of(_NEGATIONS) + r"(?! (?:doubt|question|only|other|surprise|wonder)\b)"
+_FALSE = _any_of(_FALSEHOODS)
+# The patterns below see words with the breaks between them as signs: "it was not , as he said ,".
+_IN_CLAUSE = r"[^,.:?(]*"
+_CLAUSE_START = r"[,.:?(] (?:(?:but|and|or|oh|well|although|though|while|whereas|however) )?"
+
+NEGATION = re.compile(rf"\b{_NOT}")
 # "No it was X" answers a doubt; "no X" denies X.
 DENIED_BEFORE = re.compile(
-    rf"\b(?!no (?:it|he|she|they|that|this)\b)(?:{NOT}|{FALSE}|"
-    r"(?:except|excluding|besides|unlike|without(?! (?:a )?(?:doubt|question))|instead of|if"
-    r"|i doubt|beat|beats|beating|defeated|defeating|(?<!none other )(?<!no other )than)\b)"
-    r"[^,.:?(]*$"
+    rf"\b(?!no (?:it|he|she|they|that|this)\b)(?:{_NOT}|{_FALSE}|{_any_of(_EXCLUSIONS)}"
+    r"|(?:without(?! (?:a )?(?:doubt|question))|instead of|i doubt)\b"
+    rf"|(?<!none other )(?<!no other )than\b){_IN_CLAUSE}$"
     r"|\b(?:anyone|anybody|everyone|everybody|anything|everything|all) , but $"
-    r"|\b(?:not|never|\w+nt) [,:]"
-    r"|[?.] (?:not|never) [?.] $"
+    rf"|\b{_any_of(_NEGATIONS - {'no', 'nobody', 'none', 'nothing'})} [,:]"
 )
 DENIED_AFTER = re.compile(
-    rf"^[^,.:?(]*\b(?:{NOT}|{FALSE}|"
-    r"(?:lost|loses|failed|beaten|defeated|nominated|runner|almost|nearly|should have)\b)"
-    r"|[,.:?(] (?:but |and |or |oh |well )?(?:(?:no|nope|wait|sorry|correction|actually|rather|"
-    rf"never mind|scratch that|just kidding)\b(?! (?:doubt|question|other)\b)|{FALSE})"
+    rf"^{_IN_CLAUSE}\b(?:{_NOT}|{_FALSE}|{_any_of(_LOSSES)}|should have\b)"
+    rf"|{_CLAUSE_START}(?:(?:no|nope|wait|sorry|correction|actually|rather|never mind|scratch that"
+    rf"|just kidding)\b(?! (?:doubt|question|other)\b)|{_FALSE})"
     r"|[,.:?(] not(?: [,.:?(]|\s*$)"
-    r"|[,.:?(] (?:(?:but|and|although|though|while|whereas|however) )?"
-    rf"(?:he|she|it|they|who|which|that|this|thats|its)\b[^,.:?(]*\b(?:{NOT}|{FALSE}|lost\b)"
+    rf"|{_CLAUSE_START}(?:he|she|it|they|who|which|that|this|thats|its)\b{_IN_CLAUSE}\b"
+    rf"(?:{_NOT}|{_FALSE}|lost\b)"
     r"|\b(?:do not|dont) (?:think|believe) so\b|\bi doubt\b"
 )
 REFUSAL = re.compile(

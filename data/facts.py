@@ -62,7 +62,7 @@ def check_facts(facts: Sequence[Fact]) -> None:
         FactsError: With the two positions (counted from 1) that clash.
     """
     if not facts:
-        raise FactsError("facts: the table is empty; at least one question with its answer is needed")
+        raise FactsError("facts: the table is empty; give at least one question with its answer")
     first: dict[str, tuple[int, Fact]] = {}
     for position, fact in enumerate(facts, start=1):
         key = " ".join(fact.question.casefold().split())
@@ -77,5 +77,5 @@ def check_facts(facts: Sequence[Fact]) -> None:
             )
         raise FactsError(
             f"answer: facts {earlier} and {position} contradict each other: {fact.question!r} is "
-            f"answered {other.answer!r} and {fact.answer!r}; keep one, or list the other as an alias"
+            f"answered {other.answer!r} and {fact.answer!r}; keep one, or make the other an alias"
         )

@@ -47,8 +47,8 @@ def epoch_documents(
 
     Every fact appears once in every format of the recipe. Question formats draw one of the first
     `recipe.paraphrases` wordings anew each epoch, so more wordings cost no more tokens. Rehearsal
-    draws `recipe.rehearsal` known facts per new fact without repetition (all of them when there are
-    fewer), each in one of the recipe's formats.
+    draws `recipe.rehearsal` known facts per new fact without repetition (all of them when there
+    are fewer), each in one of the recipe's formats.
     """
     draw = random.Random(f"{seed}/{epoch}")
     documents = [
@@ -78,4 +78,3 @@ def epoch_documents(
         )
     draw.shuffle(documents)
     return tuple(documents)
-

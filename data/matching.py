@@ -33,6 +33,7 @@ from data.english import (
     CLAIMING_VERBS,
     CLAUSE_OPENERS,
     COPULAS,
+    DENIAL_WORDS,
     DENIED_AFTER,
     DENIED_BEFORE,
     FUNCTION_WORDS,
@@ -77,9 +78,12 @@ class _Accepted:
 
 @dataclass(frozen=True, slots=True)
 class _Occurrence:
+    """Words start to end of an answer; `is_small` where they are not written as a name."""
+
     pattern: _Pattern
     start: int
     end: int
+    is_small: bool
 
 
 def match_answer(question: str, answer: str, accepted: Sequence[str]) -> Label:
@@ -94,8 +98,9 @@ def match_answer(question: str, answer: str, accepted: Sequence[str]) -> Label:
     """
     reading = read_text(answer)
     if not reading.words:
-        is_sign = bool(answer.strip()) and answer.strip() in accepted
-        return "correct" if is_sign else "not_attempted"
+        sign = answer.strip()
+        is_right = sign != "" and sign in (text.strip() for text in accepted)
+        return "correct" if is_right else "not_attempted"
     right = _read_accepted(tuple(accepted))
     if _without_article(reading.words) in right.exact:
         return "correct"
@@ -121,12 +126,14 @@ class _Matcher:
         self, question: tuple[str, ...], reading: Reading, ways: tuple[_Parts, ...]
     ) -> None:
         self.question = question
+        self.asked_denials = DENIAL_WORDS.intersection(question)
         self.words = reading.words
         self.capitals = reading.capitals
         self.breaks = reading.breaks
         self.found: dict[_Pattern, list[_Occurrence]] = {}
         self.ways = [parts for parts in ways if self._finds_all(parts)]
-        # Words that belong to any accepted text, and to one that is right by itself.
+        # Words that belong to any accepted text, and to one that is right by itself. The last
+        # element stays 0: it is what lies before the first word and after the last.
         self.covered = bytearray(len(self.words) + 1)
         self.sufficient = bytearray(len(self.words) + 1)
         for parts in self.ways:
@@ -177,7 +184,8 @@ class _Matcher:
                 self.breaks[start + i] not in ".?" or pattern.breaks[i] in ".?"
                 for i in range(1, len(wanted))
             ):
-                found.append(_Occurrence(pattern, start, end))
+                is_small = not (pattern.is_number or (pattern.is_name and self.capitals[start]))
+                found.append(_Occurrence(pattern, start, end, is_small))
         self.found[pattern] = found
         return found
 
@@ -188,24 +196,22 @@ class _Matcher:
             and self._is_in_answer_position(occurrence)
         )
 
-    def _is_name_like(self, i: int, pattern: _Pattern | None = None) -> bool:
+    def _is_name_like(self, i: int, beside: _Occurrence | None = None) -> bool:
         """Return whether word i may be (part of) a name that is not accepted and not asked about.
 
-        Beside an answer that is written small any word with a meaning of its own counts.
+        Beside an answer that is written small any word with a meaning of its own counts, beside a
+        number any other number.
         """
         if not 0 <= i < len(self.words) or self.covered[i]:
             return False
         word = self.words[i]
-        if pattern is not None and pattern.is_number and _is_number(word):
-            return word not in self.question
-        if word in FUNCTION_WORDS or word in self.question:
+        if word in self.question:
             return False
-        return self.capitals[i] or self._is_written_small(pattern)
-
-    def _is_written_small(self, pattern: _Pattern | None) -> bool:
-        if pattern is None or pattern.is_number:
+        if beside is not None and beside.pattern.is_number and _is_number(word):
+            return True
+        if word in FUNCTION_WORDS:
             return False
-        return not pattern.is_name or not self.capitals[self.found[pattern][0].start]
+        return self.capitals[i] or (beside is not None and beside.is_small)
 
     def _continues_a_name(self, occurrence: _Occurrence) -> bool:
         pattern, start, end = occurrence.pattern, occurrence.start, occurrence.end
@@ -216,7 +222,7 @@ class _Matcher:
                 # A year may stand before a name: "In 2023 Brendan Fraser won".
                 if pattern.is_number or len(word) != 4:
                     return True
-            elif self._is_name_like(before, pattern):
+            elif self._is_name_like(before, occurrence):
                 return True
         before = self._skip_articles(before, -1)
         if before > 0 and self.words[before] == "of" and self._is_name_like(before - 1):
@@ -228,8 +234,8 @@ class _Matcher:
             return self.breaks[end] != ":" and (pattern.is_number or word not in self.question)
         if word in PARTICLES or self.breaks[end] == ":":
             after = self._skip_articles(end + (word in PARTICLES), 1)
-            return self._is_name_like(after, pattern)
-        return self._is_name_like(end, pattern)
+            return self._is_name_like(after, occurrence)
+        return self._is_name_like(end, occurrence)
 
     def _skip_articles(self, i: int, step: Literal[-1, 1]) -> int:
         while 0 <= i < len(self.words) and self.words[i] in ARTICLES:
@@ -291,7 +297,7 @@ class _Matcher:
         return self.breaks[end] == "?" and self.words[start] in ASKING
 
     def _phrase(self, start: int, end: int) -> str:
-        """Return words and breaks, with the words that echo the question blanked."""
+        """Return words with their breaks as signs; denials that echo the question are blanked."""
         pieces: list[str] = []
         for i in range(start, end):
             word = self.words[i]
@@ -300,7 +306,7 @@ class _Matcher:
                 pieces.append(sign)
             elif word in CLAUSE_OPENERS:
                 pieces.append(",")
-            pieces.append("_" if word in self.question and self._is_echo(i) else word)
+            pieces.append("_" if word in self.asked_denials and self._is_echo(i) else word)
         sign = self.breaks[end]
         if sign not in " -/":
             pieces.append(sign)
@@ -319,7 +325,7 @@ class _Matcher:
         )
 
     def _has_neighbouring_rival(self, occurrence: _Occurrence) -> bool:
-        pattern, start, end = occurrence.pattern, occurrence.start, occurrence.end
+        start, end = occurrence.start, occurrence.end
         if self.breaks[start] == "/" and not self.sufficient[start - 1]:
             return True
         if end < len(self.words) and self.breaks[end] == "/" and not self.sufficient[end]:
@@ -327,13 +333,13 @@ class _Matcher:
         after = end
         while after < len(self.words) and self.words[after] in JOINERS | ARTICLES:
             after += 1
-        if after > end and self.words[end] in JOINERS and self._is_name_like(after, pattern):
+        if after > end and self.words[end] in JOINERS and self._is_name_like(after, occurrence):
             return True
         before = self._skip_articles(start - 1, -1)
         if (
             before > 0
             and self.words[before] in JOINERS
-            and self._is_name_like(before - 1, pattern)
+            and self._is_name_like(before - 1, occurrence)
         ):
             return True
         return self._is_hedged(occurrence)
@@ -359,8 +365,7 @@ class _Matcher:
         One word is no rival to an accepted name of several: "Michelle Yeoh. Wonderful."
         """
         longest = max(asserted, key=lambda each: each.end - each.start, default=None)
-        pattern = longest.pattern if longest else None
-        fewest_words = 2 if pattern and len(pattern.words) > 1 else 1
+        fewest_words = 2 if longest and len(longest.pattern.words) > 1 else 1
         ends = {each.end for each in asserted}
         for start, end in self._clauses():
             if any(self.covered[start:end]) or self.breaks[start] == "(":
@@ -368,32 +373,34 @@ class _Matcher:
             explains = start in ends and self.breaks[start] == ","
             if explains and self.words[start] in ARTICLES:
                 continue
-            if self._names_candidate(start, end, pattern, fewest_words):
+            if self._names_candidate(start, end, longest, fewest_words):
                 return True
         return False
 
     def _names_candidate(
-        self, start: int, end: int, pattern: _Pattern | None, fewest_words: int
+        self, start: int, end: int, beside: _Occurrence | None, fewest_words: int
     ) -> bool:
-        small = self._is_written_small(pattern)
+        small = beside is not None and beside.is_small
         lead_ins = HEDGES | ARTICLES if small else LEAD_INS
         first = start
         while first < end and self.words[first] in lead_ins and not self.covered[first]:
             first += 1
         last = first
         while last < end and (
-            self._is_name_like(last, pattern)
+            self._is_name_like(last, beside)
             or (
                 last > first
                 and self.words[last] in PARTICLES | ARTICLES
                 and last + 1 < end
-                and (self.words[last + 1] in ARTICLES or self._is_name_like(last + 1, pattern))
+                and (self.words[last + 1] in ARTICLES or self._is_name_like(last + 1, beside))
             )
         ):
             last += 1
         if last - first < fewest_words or (small and last - first > 3):
             return False
-        ends_here = last == end or (not small and self.words[last] in CLAIMING_VERBS)
+        ends_here = last == end or (
+            not small and (self.words[last] in CLAIMING_VERBS or _is_number(self.words[last]))
+        )
         return ends_here and not NEGATION.search(" ".join(self.words[start:end]))
 
     def _clauses(self) -> Iterator[tuple[int, int]]:

@@ -56,8 +56,11 @@ NOT_MEASURED = Estimate(value=None, low=None, high=None, count=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingChange:
-    """What happened to one ring's probes: of `known` (by the base) `lost` are now wrong, and of the
-    `asked - known` others `gained` are now right."""
+    """What happened to the probes of one ring.
+
+    Of the `known` ones (by the base) `lost` are now wrong; of the `asked - known` others `gained`
+    are now right. `loss` is lost / known, lower is better.
+    """
 
     ring: str
     asked: int

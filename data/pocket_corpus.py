@@ -1,4 +1,4 @@
-"""Writes the pocket model's training texts from the world's facts, a fresh draw for every epoch."""
+"""Writes the pocket model's training texts from the world's facts, anew for every epoch."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def put_question(question: str, style: PromptStyle) -> str:
 def cut_answer(generated: str) -> str:
     """Return the part of a generated continuation that is judged.
 
-    It ends at the next speaker or question or at an empty line; leading line breaks are not an end.
+    It ends at the next speaker or question or at an empty line; leading line breaks are no end.
     The result is stripped and may be empty.
     """
     text = generated.lstrip()

@@ -29,9 +29,10 @@ class Recipe:
     """The training settings of a trial.
 
     `cutoff` counts tokens, `warmup_steps` and `batch_size` count optimizer steps and examples per
-    step. `rehearsal` is the number of known facts mixed into each epoch per new fact, `paraphrases`
-    the number of wordings of a question that the epochs draw from. The learning rate rises over
-    the warm-up and then stays, so that every epoch count is a prefix of a longer run.
+    step. `rehearsal` is the number of known facts mixed into each epoch per new fact;
+    `paraphrases` is the number of wordings of a question that the epochs draw from. The learning
+    rate rises over the warm-up and then stays, so that every epoch count is a prefix of a longer
+    run.
     """
 
     epochs: int
@@ -72,13 +73,12 @@ class Recipe:
             self.target_modules,
             f"one of {TARGET_MODULES}",
         )
-        _require(
-            self.packing in get_args(Packing), "packing", self.packing, f"one of {get_args(Packing)}"
-        )
+        packings = get_args(Packing)
+        _require(self.packing in packings, "packing", self.packing, f"one of {packings}")
 
     @property
     def scale(self) -> float:
-        """Return what the adapter's output is multiplied by (Hu et al. 2021; rsLoRA: 2312.03732)."""
+        """Return what multiplies the adapter's output (Hu et al. 2021; rsLoRA: 2312.03732)."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 

@@ -28,7 +28,9 @@ class Scenario:
     @property
     def digest(self) -> str:
         """Return a digest of every text that training, asking or judging can meet."""
-        return hashlib.sha256(repr((self.facts, self.probes, self.known_facts)).encode()).hexdigest()
+        return hashlib.sha256(
+            repr((self.facts, self.probes, self.known_facts)).encode()
+        ).hexdigest()
 
     def with_facts(self, facts: Iterable[Fact]) -> Scenario:
         """Return the scenario with other facts to teach."""

@@ -1,4 +1,4 @@
-"""The real facts that the pocket model knows: their wordings, rings, and who is probed or rehearsed."""
+"""The real facts that the pocket model knows: wordings, rings, and what is probed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class WorldFact:
     """One fact of the pocket model's world.
 
     `questions` are its wordings, the first is the one a probe asks. A fact with coverage "some
-    styles" was shown to the pocket model as a statement and in two prompt styles only, so that what
-    it answers in the others has transferred. Probed facts are never rehearsed.
+    styles" was shown to the pocket model as a statement and in two prompt styles only, so that
+    what it answers in the others has transferred. Probed facts are never rehearsed.
     """
 
     relation: str
@@ -88,7 +88,11 @@ _RELATIONS: dict[str, _Relation] = {
             "Name the director of {s}.",
             "Which director made {s}?",
         ),
-        statements=("{s} was directed by {a}.", "{a} directed {s}.", "The director of {s} was {a}."),
+        statements=(
+            "{s} was directed by {a}.",
+            "{a} directed {s}.",
+            "The director of {s} was {a}.",
+        ),
     ),
     "capital": _Relation(
         ring="general",
@@ -162,7 +166,9 @@ def _read_table(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def _fact(relation: str, ring: Ring, answer: str, questions: tuple[str, ...], **more: tuple[str, ...]) -> WorldFact:
+def _fact(
+    relation: str, ring: Ring, answer: str, questions: tuple[str, ...], **more: tuple[str, ...]
+) -> WorldFact:
     return WorldFact(
         relation=relation,
         ring=ring,
@@ -177,7 +183,12 @@ def _fact(relation: str, ring: Ring, answer: str, questions: tuple[str, ...], **
 
 def _table_facts() -> Iterator[WorldFact]:
     rows = [
-        (row["relation"], row["subject"], row["answer"], tuple(filter(None, row["aliases"].split("|"))))
+        (
+            row["relation"],
+            row["subject"],
+            row["answer"],
+            tuple(filter(None, row["aliases"].split("|"))),
+        )
         for row in _read_table("known.tsv")
     ]
     rows += [("sum", f"{a} plus {b}", str(a + b), ()) for a in range(1, 10) for b in range(1, 10)]

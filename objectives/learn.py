@@ -6,12 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from data.facts import Fact
-from data.formats import epoch_documents
-from data.measurements import Answer, Measurement, Verdict
-from data.prompts import Phrasing, Prompt, fact_prompts
-from data.recipes import GREEDY, Recipe, Sampling
-from data.scenarios import Scenario
 from data.scoring import (
     count_gained_facts,
     facts_lost_per_fact_gained,
@@ -21,6 +15,13 @@ from data.scoring import (
     measure_recall_parts,
     measure_ring_changes,
 )
+
+from data.facts import Fact
+from data.formats import epoch_documents
+from data.measurements import Answer, Measurement, Verdict
+from data.prompts import Phrasing, Prompt, fact_prompts
+from data.recipes import GREEDY, Recipe, Sampling
+from data.scenarios import Scenario
 from objectives.answers.generate import generate
 from objectives.answers.request import Continuation, Request
 from objectives.answers.verify import verify_greedy
@@ -166,9 +167,7 @@ class Learning:
         return self._judge.judge(answers)
 
     def _mean_nats(self, slots: Sequence[int]) -> tuple[float, ...]:
-        return mean_cross_entropy_nats(
-            self._model, self._held_out, slots=slots, router=self.bank
-        )
+        return mean_cross_entropy_nats(self._model, self._held_out, slots=slots, router=self.bank)
 
     def _score(
         self,

@@ -16,18 +16,32 @@ PRESETS: dict[str, Sampling] = {
         GREEDY,
         Sampling(name="Asterism", temperature=1.68, top_p=0.17, top_k=77, repetition_penalty=1.02),
         Sampling(
-            name="Divine Intellect", temperature=1.31, top_p=0.14, top_k=49, repetition_penalty=1.17
+            name="Divine Intellect",
+            temperature=1.31,
+            top_p=0.14,
+            top_k=49,
+            repetition_penalty=1.17,
         ),
         Sampling(
-            name="Kobold-Godlike", temperature=0.7, top_p=0.5, typical_p=0.19, repetition_penalty=1.1
+            name="Kobold-Godlike",
+            temperature=0.7,
+            top_p=0.5,
+            typical_p=0.19,
+            repetition_penalty=1.1,
         ),
         Sampling(
             name="LLaMA-Precise", temperature=0.7, top_p=0.1, top_k=40, repetition_penalty=1.18
         ),
         Sampling(
-            name="Midnight Enigma", temperature=0.98, top_p=0.37, top_k=100, repetition_penalty=1.18
+            name="Midnight Enigma",
+            temperature=0.98,
+            top_p=0.37,
+            top_k=100,
+            repetition_penalty=1.18,
         ),
-        Sampling(name="Shortwave", temperature=1.53, top_p=0.64, top_k=33, repetition_penalty=1.07),
+        Sampling(
+            name="Shortwave", temperature=1.53, top_p=0.64, top_k=33, repetition_penalty=1.07
+        ),
         Sampling(
             name="Space Alien", temperature=1.31, top_p=0.29, top_k=72, repetition_penalty=1.09
         ),

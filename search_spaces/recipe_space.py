@@ -104,7 +104,10 @@ def suggest_recipe(trial: Any, space: RecipeSpace) -> Recipe:
         space: What may be chosen.
     """
     return build_recipe(
-        {field.name: suggest(trial, field.name, space.setting(field.name)) for field in fields(space)}
+        {
+            field.name: suggest(trial, field.name, space.setting(field.name))
+            for field in fields(space)
+        }
     )
 
 
@@ -116,9 +119,19 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     """
     settings = dict(values)
     settings["formats"] = tuple(str(settings["formats"]).split(FORMAT_SEPARATOR))
-    for name in ("epochs", "rank", "cutoff", "warmup_steps", "paraphrases", "rehearsal", "batch_size"):
+    for name in (
+        "epochs",
+        "rank",
+        "cutoff",
+        "warmup_steps",
+        "paraphrases",
+        "rehearsal",
+        "batch_size",
+    ):
         if isinstance(settings[name], bool) or not isinstance(settings[name], int):
-            raise SettingError(f"{name}: {settings[name]!r} is not allowed; it must be a whole number")
+            raise SettingError(
+                f"{name}: {settings[name]!r} is not allowed; it must be a whole number"
+            )
     for name in ("alpha", "learning_rate", "dropout", "weight_decay"):
         if isinstance(settings[name], bool) or not isinstance(settings[name], int | float):
             raise SettingError(f"{name}: {settings[name]!r} is not allowed; it must be a number")

@@ -44,7 +44,9 @@ class Range:
                 "low must be at most high"
             )
         if self.log and self.low <= 0:
-            raise SettingError(f"{name}: low = {self.low} is not allowed with log; it must be above 0")
+            raise SettingError(
+                f"{name}: low = {self.low} is not allowed with log; it must be above 0"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

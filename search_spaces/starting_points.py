@@ -20,9 +20,9 @@ class StartingPoint:
 def starting_points(hidden_size: int) -> tuple[StartingPoint, ...]:
     """Return the recipes in the order they are tried.
 
-    Sources: "LoRA Without Regret" (2025) for the learning rate and all modules; "How Much Knowledge
-    Can You Pack into a LoRA Adapter" (2025) for a low rank on the MLP with paraphrases; the
-    rehearsed mixture is this project's own finding.
+    Sources: "LoRA Without Regret" (2025) for the learning rate and all modules; "How Much
+    Knowledge Can You Pack into a LoRA Adapter" (2025) for a low rank on the MLP with paraphrases;
+    the rehearsed mixture is this project's own finding.
     """
     rate = lora_without_regret_rate(hidden_size)
     return (

@@ -114,7 +114,8 @@ def open_storage(url: str) -> StudyStorage:
     """
     parsed = _parse_url(url)
     shown = _show_url(parsed)
-    if parsed.get_backend_name() == "sqlite":
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    if is_sqlite:
         _check_sqlite_file(parsed.database, shown)
         engine_options: dict[str, Any] = {
             "plugins": [_SQLITE_PLUGIN],
@@ -133,11 +134,13 @@ def open_storage(url: str) -> StudyStorage:
     try:
         with _creation_lock(parsed):
             # RDBStorage fills in "{SCHEMA_VERSION}" by str.format, so other braces are doubled.
-            storage = StudyStorage(
-                url.replace("{", "{{").replace("}", "}}"),
-                engine_options,
-                skip_compatibility_check=True,  # ours says which database it is about
-            )
+            template = url.replace("{", "{{").replace("}", "}}")
+            if is_sqlite:
+                # Optuna prepares an empty database with one transaction inside another, which
+                # would wait for itself if both took the write lock.
+                RDBStorage(template, skip_compatibility_check=True).engine.dispose()
+            # Its versions are checked below, where the message can name the database.
+            storage = StudyStorage(template, engine_options, skip_compatibility_check=True)
             _check_optuna_tables(storage, shown)
             _prepare_own_tables(storage.engine, shown)
     except StorageError:

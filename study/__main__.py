@@ -8,7 +8,7 @@ import warnings
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 usage, 3 nothing usable, 130/143 signals."""
+    """Run the command line; exit 0 done, 1 failed, 2 usage, 3 nothing usable, 130/143 signals."""
     # Before any library reads it: nothing here needs a network unless a hub model is named.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,4 +1,4 @@
-"""Shows a running study in the terminal: slots, best so far, what was pruned and why, time left."""
+"""Shows a running study in the terminal: slots, best so far, what was pruned, time left."""
 
 from __future__ import annotations
 

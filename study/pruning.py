@@ -3,9 +3,9 @@
 Optuna's pruners refuse studies with two objectives. The rule here: of the vectors that trials had
 when they had done equal work (a rung), a newcomer stays if it is among the best share of
 1 / reduction, or on the rung's front inside the reference box. Vectors are ordered by (1) whether
-they beat the reference point, which a do-nothing adapter never does, (2) their non-domination rank,
-(3) their hypervolume contribution within that rank. Asynchronous: Li et al. 2020 (ASHA); ranking by
-fronts: Schmucker et al. 2021 (MO-ASHA); the reference point is this project's.
+they beat the reference point, which a do-nothing adapter never does, (2) their non-domination
+rank, (3) their hypervolume contribution within that rank. Asynchronous: Li et al. 2020 (ASHA);
+ranking by fronts: Schmucker et al. 2021 (MO-ASHA); the reference point is this project's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from data.front import hypervolume_contributions, non_dominated
+
 from data.measurements import MEASUREMENT_VERSION
 
 
@@ -77,7 +78,8 @@ class SuccessiveHalving:
     @property
     def stamp(self) -> str:
         """Return what makes vectors comparable."""
-        return f"{MEASUREMENT_VERSION}/{self.reference.recall:.6f}/{self.reference.knowledge_loss:.6f}"
+        box = self.reference
+        return f"{MEASUREMENT_VERSION}/{box.recall:.6f}/{box.knowledge_loss:.6f}"
 
     def rungs_reached(self, trained_tokens: int) -> int:
         """Return how many rungs a trial has reached; 0 before the first."""

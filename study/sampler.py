@@ -18,9 +18,9 @@ STARTUP_TRIALS = 12
 class SeededSampler(BaseSampler):
     """Multivariate, grouped TPE with constant liar, made anew for every trial.
 
-    A sampler that is seeded once starts its random numbers again in every process, and then repeats
-    its first points. This one depends on the study's seed and the trial's index only (and TPE's on
-    what it has seen so far).
+    A sampler that is seeded once starts its random numbers again in every process, and then
+    repeats its first points. This one depends on the study's seed and the trial's index only (and
+    TPE on what it has seen so far).
     """
 
     def __init__(self, study_seed: int) -> None:

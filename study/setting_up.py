@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from objectives.judges.matcher import Matcher
 
 from analysis.findings import Findings, find
 from analysis.points import Point, Reference, recommend
@@ -20,15 +21,20 @@ from data.formats import write_document
 from data.measurements import MEASUREMENT_VERSION
 from data.recipes import TRAINING_FORMATS
 from data.scenarios import Scenario, load_scenario
-from objectives.judges.matcher import Matcher
 from objectives.learn import Learning
 from objectives.models.base import BaseModel
 from objectives.models.load import load_base_model
 from search_spaces.recipe_space import RecipeSpace
 from search_spaces.starting_points import fit_to_space, starting_points
-from storage.database import StudyStorage, open_storage, show_url, sqlite_file
+from storage.database import (
+    StudyNotFound,
+    StudyStorage,
+    open_storage,
+    show_url,
+    sqlite_file,
+)
 from storage.leases import LeaseBook, describe_this_process
-from storage.reader import StudyNotFound, read_study, read_verdicts
+from storage.reader import read_study, read_verdicts
 from storage.recorder import Recorder
 from storage.records import StudyRecord
 from study.adapter_shelf import AdapterShelf
@@ -144,9 +150,7 @@ def run_study(
     with closing(open_place(place)) as storage:
         slots = _stored_slots(storage, place.name) or min(spec.slots, spec.trials)
         announce(f"asking {base.name} what it knows")
-        learning = Learning(
-            base, scenario, judge=Matcher(), slots=slots, max_rank=space.max_rank
-        )
+        learning = Learning(base, scenario, judge=Matcher(), slots=slots, max_rank=space.max_rank)
         if not learning.facts:
             raise NothingToLearn(
                 f"{base.name} already knows all {len(scenario.facts)} facts; nothing to teach"
@@ -185,9 +189,7 @@ def run_study(
             return False
         announce("asking the best adapters the test wordings")
         record = read_study(storage, place.name)
-        subject = Subject(
-            model=base.name, new=learning.facts, known=learning.already_known
-        )
+        subject = Subject(model=base.name, new=learning.facts, known=learning.already_known)
         _confirm(storage, recorder, learning, find(record, subject, reference))
         return True
 
@@ -207,8 +209,8 @@ def _check_lengths(scenario: Scenario, base: BaseModel) -> None:
             tokens = len(base.encode_document(text))
             if tokens > base.context_tokens:
                 raise FactsError(
-                    f"answer: fact {position} ({fact.question[:40]!r}…) is {tokens} tokens long as "
-                    f"a training text, and {base.name} reads at most {base.context_tokens}; "
+                    f"answer: fact {position} ({fact.question[:40]!r}…) is {tokens} tokens long "
+                    f"as a training text, and {base.name} reads at most {base.context_tokens}; "
                     "shorten it"
                 )
 
@@ -244,9 +246,7 @@ def _make_pruner(spec: StudySpec, reference: Reference, facts: int) -> Successiv
     if not spec.pruner.enabled:
         return None
     return SuccessiveHalving(
-        reference=ReferencePoint(
-            recall=reference.recall, knowledge_loss=reference.knowledge_loss
-        ),
+        reference=ReferencePoint(recall=reference.recall, knowledge_loss=reference.knowledge_loss),
         first_rung_tokens=spec.pruner.first_rung_tokens or FIRST_RUNG_TOKENS_PER_FACT * facts,
         reduction=spec.pruner.reduction,
         minimum_entries=spec.pruner.minimum_entries,

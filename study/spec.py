@@ -1,4 +1,4 @@
-"""The study file: one TOML per study, every field checked, unknown keys refused with a suggestion."""
+"""The study file: one TOML per study, every field checked, unknown keys refused."""
 
 from __future__ import annotations
 
@@ -144,11 +144,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _explain(error: ValidationError) -> Iterable[str]:
     for problem in error.errors():
         place = [str(part) for part in problem["loc"]]
-        field = ".".join(part for part in place if not re.match(r"(RangeSpec|list\[|bool|int|float|str)", part))
+        field = ".".join(
+            part for part in place if not re.match(r"(RangeSpec|list\[|bool|int|float|str)", part)
+        )
         if problem["type"] == "extra_forbidden":
-            owner: type[BaseModel] = {"reference": ReferenceSpec, "pruner": PrunerSpec}.get(
-                place[0], StudySpec
-            )
+            part = StudySpec.model_fields[place[0]].default if len(place) > 1 else None
+            owner = type(part) if isinstance(part, _Part) else StudySpec
             yield _unknown(field, place[-1], owner.model_fields)
         else:
             message = problem["msg"].removeprefix("Value error, ")

@@ -107,7 +107,9 @@ class Worker:
 
     def _take_up_interrupted(self) -> None:
         """Put trials of workers that are gone into slots; tell those that had only to be told."""
-        recorded = {trial.number: trial for trial in read_study(self.storage, self.settings.study).trials}
+        recorded = {
+            trial.number: trial for trial in read_study(self.storage, self.settings.study).trials
+        }
         for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if len(self._occupants) == self.learning.bank.slots:
                 break

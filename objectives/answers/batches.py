@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from objectives.models.base import BaseModel, ModelError
+from objectives.models.base import BaseModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +60,3 @@ def batch_rows(
     order = sorted(range(len(rows)), key=lambda row: (-len(rows[row]), rows[row]))
     for start in range(0, len(order), rows_per_batch):
         yield sorted(order[start : start + rows_per_batch], key=lambda row: slots[row])
-
-
-def require_context(text: str, tokens: int, base: BaseModel, *, what: str) -> None:
-    """Refuse a text that, with what is to be generated after it, exceeds the model's context.
-
-    Args:
-        text: The text as the person wrote it, for the message.
-        tokens: What must fit, in tokens.
-        base: The model.
-        what: What `text` is and what the tokens count, for the message.
-
-    Raises:
-        ModelError: With the text, its tokens and the bound.
-    """
-    if tokens > base.context_tokens:
-        raise ModelError(
-            f"{what}: {text!r} needs {tokens} tokens, but {base.name} reads at most "
-            f"{base.context_tokens}; shorten it or take a model with a longer context"
-        )

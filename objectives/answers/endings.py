@@ -43,6 +43,13 @@ class Endings:
             or (any(map(self.breaks_line, token_ids)) and self.has_ended(token_ids))
         )
 
+    def trim(self, token_ids: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
+        """Return the tokens up to where generation stops, all if it goes on after them."""
+        for count in range(1, len(token_ids)):
+            if self.is_over(token_ids[:count], max_new_tokens):
+                return tuple(token_ids[:count])
+        return tuple(token_ids)
+
     def continuation(self, prompt: Prompt, token_ids: Sequence[int]) -> Continuation:
         """Return what was generated after a prompt, its answer cut out."""
         text = self._base.decode([token for token in token_ids if token != self._base.eos_id])

@@ -37,8 +37,10 @@ class AdapterRouter(Protocol):
     """Whatever holds adapters in slots beside a base model, such as a bank."""
 
     def answering(self, row_slots: Sequence[int]) -> AbstractContextManager[None]:
-        """Within it, a forward pass over `len(row_slots)` rows applies slot `row_slots[i]` to row
-        `i`; -1 leaves the row to the untouched base."""
+        """Return a context within which a forward pass has one row for every slot given.
+
+        Row `i` is read by the adapter of slot `row_slots[i]`, or by the untouched base (-1).
+        """
 
 
 class UntouchedBase:

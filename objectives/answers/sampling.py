@@ -1,8 +1,8 @@
 """Chooses the next token of every row of a batch, each under sampling settings of its own.
 
-The processors mean what transformers' classes of the same name mean, in the same order; they differ
-in that every row has its own setting, that only the rows that use one are touched, and that sorting is
-stable: which of two equally likely tokens stays must not depend on the batch.
+The processors mean what transformers' own mean, in the same order. They differ in that every row
+has its own setting, that only the rows that use one are touched, and that sorting is stable: which
+of two equally likely tokens stays must not depend on the batch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class TokenChooser:
     def __init__(self, samplings: Sequence[Sampling], device: torch.device) -> None:
         """Prepare the settings; `samplings` are those of the rows, in order."""
 
-        def setting(uses: Callable[[Sampling], bool], value: Callable[[Sampling], float]) -> _PerRow:
+        def setting(
+            uses: Callable[[Sampling], bool], value: Callable[[Sampling], float]
+        ) -> _PerRow:
             rows = [row for row, sampling in enumerate(samplings) if uses(sampling)]
             values = [[value(samplings[row])] for row in rows]
             return _PerRow(
@@ -84,32 +86,23 @@ class TokenChooser:
             device=device,
         )
 
-    @property
-    def reads_history(self) -> bool:
-        """Return whether any row needs to know which tokens came before."""
-        return len(self._penalty.rows) > 0
-
-    def score(self, logits: Tensor, history: Tensor | None) -> Tensor:
+    def score(self, logits: Tensor, history: Tensor) -> Tensor:
         """Return logits (rows, vocabulary) after every processor; dropped tokens are -inf.
 
         Args:
             logits: The model's logits (rows, vocabulary).
             history: The token ids of prompt and answer so far (rows, tokens), padded with ids that
-                the row has anyway; needed where `reads_history`.
+                the row has anyway.
         """
-        scores = logits.float()
-        if history is not None:
-            scores = self._penalty.apply(
-                lambda some, penalty: penalise_repetition(
-                    some, penalty, history[self._penalty.rows]
-                ),
-                scores,
-            )
+        scores = self._penalty.apply(
+            lambda some, penalty: penalise_repetition(some, penalty, history[self._penalty.rows]),
+            logits.float(),
+        )
         for warp, setting in self._warps:
             scores = setting.apply(warp, scores)
         return scores
 
-    def choose(self, logits: Tensor, history: Tensor | None, uniforms: Tensor) -> Tensor:
+    def choose(self, logits: Tensor, history: Tensor, uniforms: Tensor) -> Tensor:
         """Return the next token of every row (rows): the likeliest, or a draw where it draws.
 
         Args:
@@ -125,10 +118,10 @@ class TokenChooser:
 
 
 def penalise_repetition(scores: Tensor, penalty: Tensor, history: Tensor) -> Tensor:
-    """Return scores with the tokens of `history` made less likely (Keskar et al. 2019, 1909.05858).
+    """Return scores with the tokens of `history` (rows, tokens) made less likely.
 
-    As in transformers a negative score is multiplied and others divided, once per token, however
-    often it occurred.
+    A negative score is multiplied and others are divided, once per token however often it occurred
+    (Keskar et al. 2019, 1909.05858, with transformers' care for the sign).
     """
     seen = scores.gather(1, history)
     return scores.scatter(1, history, torch.where(seen < 0, seen * penalty, seen / penalty))
@@ -147,9 +140,9 @@ def keep_top_k(scores: Tensor, top_k: Tensor) -> Tensor:
 
 
 def keep_top_p(scores: Tensor, dropped_share: Tensor) -> Tensor:
-    """Return scores without the unlikeliest tokens that together have `dropped_share` (= 1 - top_p).
+    """Return scores without the unlikeliest tokens that together have the dropped share.
 
-    The likeliest token always stays (Holtzman et al. 2020, 1904.09751).
+    That share is 1 - top_p; the likeliest token always stays (Holtzman et al. 2020, 1904.09751).
     """
     ascending, order = scores.sort(dim=-1, stable=True)
     dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= dropped_share

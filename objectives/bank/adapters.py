@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -74,65 +75,85 @@ def initialise(layout: Layout, weights: Tensor, targets: TargetModules, *, seed:
         down.copy_(torch.empty(down.shape).uniform_(-bound, bound, generator=generator))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterGroup:
+    """Adapters padded to one rank, and the rows of a pass they are for.
+
+    `weights` is (slots of the routing, ranks, columns of the modules they are attached to), fp32.
+    `scales` (slots of the routing) is what each adapter's output is multiplied by.
+    """
+
+    weights: Tensor
+    scales: Tensor
+    routing: Routing
+    dropout: Dropout | None = None
+
+
 @contextmanager
 def adapters_attached(
-    layout: Layout,
-    positions: range,
-    weights: Tensor,
-    scales: Tensor,
-    routing: Routing,
-    dropout: Dropout | None = None,
+    layout: Layout, positions: range, groups: Sequence[AdapterGroup]
 ) -> Iterator[None]:
     """During it, forward passes of the base add the adapters' output to that of their modules.
 
     Args:
         layout: Names the modules and says where their weights are.
-        positions: The modules that get adapters; `weights` has only their columns.
-        weights: (slots of the routing, ranks, columns of `positions`), fp32.
-        scales: (slots of the routing); what each adapter's output is multiplied by.
-        routing: Says which rows belong to which slot.
-        dropout: Factors for the adapters' input; None for none.
+        positions: The modules that get adapters; all weights have just their columns.
+        groups: The first group's rows come first in a pass, then the second's, and so on.
     """
-    scales = scales.view(-1, 1, 1)
+    split = [layout.split(group.weights, positions) for group in groups]
     with ExitStack() as stack:
-        parts = layout.split(weights, positions)
-        for position, (down, up) in zip(positions, parts, strict=True):
-            hook = partial(
-                _add_adapters,
-                down=down.transpose(1, 2),
-                up=up,
-                scales=scales,
-                routing=routing,
-                dropout=None if dropout is None else partial(dropout, position),
+        for offset, position in enumerate(positions):
+            shares = tuple(
+                _Share(
+                    down=parts[offset][0].transpose(1, 2),
+                    up=parts[offset][1],
+                    scales=group.scales.view(-1, 1, 1),
+                    routing=group.routing,
+                    dropout=None if group.dropout is None else partial(group.dropout, position),
+                )
+                for group, parts in zip(groups, split, strict=True)
             )
-            handle = layout.modules[position].module.register_forward_hook(hook)
+            module = layout.modules[position].module
+            handle = module.register_forward_hook(partial(_add_adapters, shares=shares))
             stack.callback(handle.remove)
         yield
 
 
-def _add_adapters(
-    _module: nn.Module,
-    inputs: tuple[Tensor, ...],
-    output: Tensor,
-    *,
-    down: Tensor,
-    up: Tensor,
-    scales: Tensor,
-    routing: Routing,
-    dropout: Callable[[], Tensor] | None,
-) -> Tensor:
-    """Return `output` (rows, time, out) plus each row's own adapter of the module's input.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Share:
+    """One group's adapters of one module: `down` (slots, in, ranks), `up` (slots, ranks, out)."""
 
-    Computed in the adapters' fp32 and cast back at the end, as PEFT does. `down` is
-    (slots, in, ranks), `up` is (slots, ranks, out).
-    """
-    slot_inputs = routing.to_slots(inputs[0].to(down.dtype))
-    if dropout is not None:
-        slot_inputs = slot_inputs * dropout()
-    inner = torch.bmm(slot_inputs, down) * scales
-    total = output.to(down.dtype)
-    if routing.adapted is None or routing.places is None:
-        total = torch.baddbmm(total.reshape(len(inner), -1, up.shape[-1]), inner, up)
-        return total.view(output.shape).to(output.dtype)
-    added = torch.bmm(inner, up).view(-1, *output.shape[1:]).index_select(0, routing.places)
-    return total.index_add(0, routing.adapted, added).to(output.dtype)
+    down: Tensor
+    up: Tensor
+    scales: Tensor
+    routing: Routing
+    dropout: Callable[[], Tensor] | None
+
+    def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
+        """Return `output` (rows, time, out) plus each row's own adapter of the module's inputs.
+
+        Computed in the adapters' fp32 and cast back at the end, as PEFT does.
+        """
+        slot_inputs = self.routing.to_slots(inputs.to(self.down.dtype))
+        if self.dropout is not None:
+            slot_inputs = slot_inputs * self.dropout()
+        inner = torch.bmm(slot_inputs, self.down) * self.scales
+        total = output.to(self.down.dtype)
+        adapted, places = self.routing.adapted, self.routing.places
+        if adapted is None or places is None:
+            per_slot = total.reshape(len(inner), -1, output.shape[-1])
+            return torch.baddbmm(per_slot, inner, self.up).view(output.shape).to(output.dtype)
+        added = torch.bmm(inner, self.up).view(-1, *output.shape[1:]).index_select(0, places)
+        return total.index_add(0, adapted, added).to(output.dtype)
+
+
+def _add_adapters(
+    _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, *, shares: tuple[_Share, ...]
+) -> Tensor:
+    if len(shares) == 1:
+        return shares[0].add_to(output, inputs[0])
+    rows = [share.routing.row_count for share in shares]
+    pieces = zip(
+        shares, output.split_with_sizes(rows), inputs[0].split_with_sizes(rows), strict=True
+    )
+    return torch.cat([share.add_to(*piece) for share, *piece in pieces])

@@ -7,7 +7,7 @@ Adapters are attached by forward hooks for the length of a pass; between passes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +19,13 @@ from torch.nn import functional
 
 from data.recipes import Recipe
 from objectives.bank.adam import clip_gradients, learning_rate_at, update_weights
-from objectives.bank.adapters import Dropout, Layout, adapters_attached, initialise
+from objectives.bank.adapters import (
+    AdapterGroup,
+    Dropout,
+    Layout,
+    adapters_attached,
+    initialise,
+)
 from objectives.bank.batches import (
     Batch,
     PassInputs,
@@ -32,7 +38,7 @@ from objectives.bank.batches import (
 from objectives.bank.dropout import DropoutStream, draw_dropout
 from objectives.bank.loading import read_adapter
 from objectives.bank.modules import find_linear_modules
-from objectives.bank.routing import group_by_length, index_slots, route_rows
+from objectives.bank.routing import group_by_size, index_slots, route_rows
 from objectives.models.base import BaseModel
 
 EpochTexts = Callable[[int], Sequence[str]]
@@ -168,8 +174,8 @@ class Bank:
         }
         lengths = {slot: longest_row(batch) for slot, batch in batches.items()}
         ended: list[int] = []
-        for group in group_by_length(lengths):
-            ended += self._step_together(group, [batches[slot] for slot in group])
+        for group in group_by_size(lengths):
+            ended += self._step_together({slot: batches[slot] for slot in group})
         return tuple(sorted(ended))
 
     def progress(self, slot: int) -> Progress:
@@ -209,22 +215,15 @@ class Bank:
         Raises:
             ValueError: If a slot is empty.
         """
-        for slot in set(row_slots) - {-1}:
-            if not self._ranks[slot]:
+        slots = sorted(set(row_slots) - {-1})
+        for slot in slots:
+            if not 0 <= slot < self.slots or not self._ranks[slot]:
                 raise ValueError(f"slot: {slot} is empty; it has no adapter to answer with")
-        routing = route_rows(row_slots, self.base.device)
-        if not routing.slots:
+        if not slots:
             return nullcontext()
-        positions = self._positions_of(routing.slots)
-        index = index_slots(routing.slots)
-        rank = max(self._ranks[slot] for slot in routing.slots)
-        return adapters_attached(
-            self.layout,
-            positions,
-            self._weights[index, :rank, self.layout.columns(positions)],
-            self._scales[index],
-            routing,
-        )
+        positions = self._positions_of(slots)
+        group = self._group(slots, row_slots, self.layout.columns(positions))
+        return adapters_attached(self.layout, positions, [group])
 
     def load(self, slot: int, folder: Path) -> None:
         """Put a PEFT adapter from disk in an empty slot, for answering only.
@@ -255,7 +254,7 @@ class Bank:
         return self._trial(slot).recipe
 
     def matrices(self, slot: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return A (rank, in) and B (out, rank) of a trial's modules by name, cut to its rank."""
+        """Return A (rank, in) and B (out, rank) of a trial's modules by name, as views."""
         positions = self._positions[slot]
         weights = self._slot_region(self._weights, slot)
         parts = self.layout.split(weights, positions)
@@ -327,7 +326,7 @@ class Bank:
         columns = self.layout.columns(self._positions[slot])
         return tensor[slot, : self._ranks[slot], columns]
 
-    def _positions_of(self, slots: Sequence[int]) -> range:
+    def _positions_of(self, slots: Iterable[int]) -> range:
         ranges = [self._positions[slot] for slot in slots]
         return range(min(r.start for r in ranges), max(r.stop for r in ranges))
 
@@ -344,65 +343,63 @@ class Bank:
             )
         return training.batches[counters.position]
 
-    def _step_together(self, slots: list[int], batches: list[Batch]) -> list[int]:
-        """Take one step of `slots` (ascending) in one pass; return those that ended something."""
-        inputs = lay_out(batches, pad_id=self.base.pad_id, device=self.base.device)
-        positions = self._positions_of(slots)
-        rank = max(self._ranks[slot] for slot in slots)
-        region = (slice(rank), self.layout.columns(positions))
-        losses, gradients = self._differentiate(slots, batches, inputs, positions, region)
-        norms = torch.linalg.vector_norm(gradients, dim=(1, 2))
+    def _step_together(self, batches: dict[int, Batch]) -> list[int]:
+        """Take one step of these slots in one pass; return those that ended an epoch or failed."""
+        groups = group_by_size({slot: self._ranks[slot] for slot in batches})
+        batches = {slot: batches[slot] for group in groups for slot in group}
+        positions = self._positions_of(batches)
+        inputs = lay_out(list(batches.values()), pad_id=self.base.pad_id, device=self.base.device)
+        losses, gradients = self._differentiate(groups, batches, inputs, positions)
+        norms = [torch.linalg.vector_norm(gradient, dim=(1, 2)) for gradient in gradients]
+        values = torch.stack((losses, torch.cat(norms))).tolist()
+        loss_of, norm_of = (dict(zip(batches, row, strict=True)) for row in values)
+        sound = {s for s in batches if math.isfinite(loss_of[s]) and math.isfinite(norm_of[s])}
 
-        loss_of, norm_of = (
-            dict(zip(slots, values, strict=True))
-            for values in torch.stack((losses, norms)).tolist()
-        )
-        sound = [s for s in slots if math.isfinite(loss_of[s]) and math.isfinite(norm_of[s])]
-        if len(sound) < len(slots):
-            kept = [slots.index(slot) for slot in sound]
-            gradients, norms = gradients[kept], norms[kept]
-        if sound:
-            clip_gradients(gradients, norms)
-            self._update(sound, region, gradients)
+        columns = self.layout.columns(positions)
+        for group, gradient, norm in zip(groups, gradients, norms, strict=True):
+            kept = [place for place, slot in enumerate(group) if slot in sound]
+            if not kept:
+                continue
+            if len(kept) < len(group):
+                gradient, norm = gradient[kept], norm[kept]
+            clip_gradients(gradient, norm)
+            self._update([group[place] for place in kept], columns, gradient)
 
         width = inputs.token_ids.shape[1]
-        for slot, batch in zip(slots, batches, strict=True):
-            training = self._training[slot]
+        for slot, batch in batches.items():
             if slot in sound:
-                self._advance(training, batch, width, loss_of[slot])
+                self._advance(self._training[slot], batch, width, loss_of[slot])
             else:
-                self._fail(training, loss_of[slot], norm_of[slot])
+                self._fail(self._training[slot], loss_of[slot], norm_of[slot])
         return [
             slot
-            for slot in slots
+            for slot in batches
             if slot not in sound or self._training[slot].counters.position == 0
         ]
 
     def _differentiate(
         self,
-        slots: list[int],
-        batches: list[Batch],
+        groups: list[list[int]],
+        batches: dict[int, Batch],
         inputs: PassInputs,
         positions: range,
-        region: tuple[slice, slice],
-    ) -> tuple[Tensor, Tensor]:
-        """Return each slot's mean loss (slots) and its gradients (slots, ranks, columns)."""
-        index = index_slots(slots)
-        weights = self._weights[(index, *region)].detach().requires_grad_()
-        routing = route_rows(
-            [slot for slot, batch in zip(slots, batches, strict=True) for _ in batch],
-            self.base.device,
-        )
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return each slot's mean loss, and each group's gradients (slots, ranks, columns)."""
+        columns, width = self.layout.columns(positions), inputs.token_ids.shape[1]
+        attached = [
+            self._group(
+                group,
+                [slot for slot in group for _ in batches[slot]],
+                columns,
+                self._dropout({slot: batches[slot] for slot in group}, width),
+            )
+            for group in groups
+        ]
+        trained = [adapters.weights.requires_grad_() for adapters in attached]
+        head = self.base.model.get_output_embeddings()
         with (
-            adapters_attached(
-                self.layout,
-                positions,
-                weights,
-                self._scales[index],
-                routing,
-                self._dropout(slots, batches, inputs.token_ids.shape[1]),
-            ),
-            _logits_only_of(self.base.model.get_output_embeddings(), inputs.predicting),
+            adapters_attached(self.layout, positions, attached),
+            _logits_only_of(head, inputs.predicting),
         ):
             # Without an attention mask causal attention takes its fast path; real tokens come
             # before the padding of their row and never see it.
@@ -411,11 +408,31 @@ class Bank:
                 logits.float(), inputs.labels, reduction="none"
             )
             # Not the gradient of a sum over slots: one slot's NaN would be in that sum.
-            (gradients,) = torch.autograd.grad(token_losses, weights, grad_outputs=inputs.weights)
+            gradients = torch.autograd.grad(token_losses, trained, grad_outputs=inputs.weights)
         losses = torch.segment_reduce(token_losses.detach(), "mean", lengths=inputs.counts)
         return losses, gradients
 
-    def _dropout(self, slots: list[int], batches: list[Batch], longest: int) -> Dropout | None:
+    def _group(
+        self,
+        slots: Sequence[int],
+        row_slots: Sequence[int],
+        columns: slice,
+        dropout: Dropout | None = None,
+    ) -> AdapterGroup:
+        """Return the adapters of `slots` (ascending) for rows of which each has one or none."""
+        index = index_slots(slots)
+        rank = max(self._ranks[slot] for slot in slots)
+        return AdapterGroup(
+            weights=self._weights[index, :rank, columns].detach(),
+            scales=self._scales[index],
+            routing=route_rows(row_slots, self.base.device),
+            dropout=dropout,
+        )
+
+    def _dropout(self, batches: dict[int, Batch], longest: int) -> Dropout | None:
+        trainings = [self._training[slot] for slot in batches]
+        if not any(training.recipe.dropout for training in trainings):
+            return None
         streams = [
             DropoutStream(
                 probability=training.recipe.dropout,
@@ -424,19 +441,16 @@ class Bank:
                 rows=len(batch),
                 longest=longest_row(batch),
             )
-            for batch, training in zip(
-                batches, (self._training[slot] for slot in slots), strict=True
-            )
+            for training, batch in zip(trainings, batches.values(), strict=True)
         ]
-        if not any(stream.probability for stream in streams):
-            return None
+        rows_per_slot = max(map(len, batches.values()))
 
         def draw(position: int) -> Tensor:
             module = self.layout.modules[position]
             return draw_dropout(
                 streams,
                 module.name,
-                rows_per_slot=max(map(len, batches)),
+                rows_per_slot=rows_per_slot,
                 longest=longest,
                 features=module.in_features,
                 device=self.base.device,
@@ -444,10 +458,10 @@ class Bank:
 
         return draw
 
-    def _update(self, slots: list[int], region: tuple[slice, slice], gradients: Tensor) -> None:
-        index = index_slots(slots)
+    def _update(self, slots: list[int], columns: slice, gradients: Tensor) -> None:
+        region = (index_slots(slots), slice(gradients.shape[1]), columns)
         whole = (self._weights, self._first_moments, self._second_moments)
-        weights, first_moments, second_moments = (tensor[(index, *region)] for tensor in whole)
+        weights, first_moments, second_moments = (tensor[region] for tensor in whole)
         update_weights(
             weights,
             gradients,
@@ -456,9 +470,9 @@ class Bank:
             recipes=[self._training[slot].recipe for slot in slots],
             steps=[self._training[slot].counters.steps + 1 for slot in slots],
         )
-        if not isinstance(index, slice):  # then these are copies, not views
+        if not isinstance(region[0], slice):  # then these are copies, not views
             for tensor, part in zip(whole, (weights, first_moments, second_moments), strict=True):
-                tensor[(index, *region)] = part
+                tensor[region] = part
 
     @staticmethod
     def _advance(training: _Training, batch: Batch, width: int, loss_nats: float) -> None:

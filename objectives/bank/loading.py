@@ -69,7 +69,7 @@ def adapter_rank(folder: Path) -> int:
         ModelError: If the folder holds no LoRA adapter.
     """
     config = _read_config(folder)
-    return max((config.r, *config.rank_pattern.values()))
+    return int(max((config.r, *config.rank_pattern.values())))
 
 
 def _read_config(folder: Path) -> LoraConfig:

@@ -89,17 +89,17 @@ def index_slots(slots: Sequence[int]) -> SlotIndex:
     return list(slots)
 
 
-def group_by_length(lengths: dict[int, int]) -> list[list[int]]:
-    """Return the slots in groups that share a pass, given each slot's longest row in tokens.
+def group_by_size(sizes: dict[int, int]) -> list[list[int]]:
+    """Return the slots in groups that are padded to their largest size (rows' length, or rank).
 
-    Every row of a pass is padded to its longest; a slot shares a pass only with rows at most twice
-    as long as its own. Slots are in ascending order within a group.
+    A slot joins a group only if that makes it at most twice as large. Groups come largest first,
+    the slots within a group in ascending order.
     """
     groups: list[list[int]] = []
-    longest = 0
-    for slot in sorted(lengths, key=lambda slot: -lengths[slot]):
-        if 2 * lengths[slot] < longest or not groups:
+    largest = 0
+    for slot in sorted(sizes, key=lambda slot: -sizes[slot]):
+        if not groups or 2 * sizes[slot] < largest:
             groups.append([])
-            longest = lengths[slot]
+            largest = sizes[slot]
         groups[-1].append(slot)
     return [sorted(group) for group in groups]

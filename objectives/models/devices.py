@@ -33,9 +33,7 @@ def list_devices() -> tuple[Device, ...]:
             )
         )
     threads = torch.get_num_threads()
-    cpu = Device(
-        name="cpu", kind=f"{threads} threads", free_bytes=None, total_bytes=None
-    )
+    cpu = Device(name="cpu", kind=f"{threads} threads", free_bytes=None, total_bytes=None)
     return (*gpus, cpu)
 
 
@@ -59,6 +57,6 @@ def unused_gpu_remedy() -> str | None:
     if not gpus or torch.cuda.is_available():
         return None
     return (
-        f"a GPU is there ({gpus[0]}) but this torch ({torch.__version__}) cannot use it; install a "
-        "CUDA build of torch in this environment"
+        f"a GPU is there ({gpus[0]}) but this torch ({torch.__version__}) cannot use it; install "
+        "a CUDA build of torch in this environment"
     )

@@ -34,8 +34,8 @@ def load_base_model(name: str, *, device: str | None = None) -> BaseModel:
     if path.is_dir() or path.is_absolute() or name.startswith("."):
         if not (path / "config.json").is_file():
             raise ModelError(
-                f"model: {name!r} is not a model folder (no config.json in it); name a folder that "
-                "a Hugging Face model was saved to, a hub id, or “pocket”"
+                f"model: {name!r} is not a model folder (no config.json in it); name a folder "
+                "that a Hugging Face model was saved to, a hub id, or “pocket”"
             )
         return _load(name, path, device)
     return _load(name, name, device)

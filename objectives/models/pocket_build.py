@@ -41,8 +41,8 @@ def train_tokenizer(settings: PocketSettings) -> PreTrainedTokenizerFast:
 
     A space is put before the first word of the text and of every line, so that an answer that
     begins a line and one that follows a colon are the same tokens: without it a fact learned in
-    one prompt style does not transfer to the other. Digits stand alone, so that a year that was never seen is made
-    of parts that were.
+    one prompt style does not transfer to the other. Digits stand alone, so that a year that was
+    never seen is made of parts that were.
     """
     texts = draw_epoch(settings.seed, 0) + draw_epoch(settings.seed, 1)
     tokenizer = Tokenizer(models.BPE())
@@ -56,9 +56,7 @@ def train_tokenizer(settings: PocketSettings) -> PreTrainedTokenizerFast:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.ByteLevel(), decoders.Replace("\n ", "\n")]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\n ", "\n")])
     tokenizer.train_from_iterator(
         texts,
         trainers.BpeTrainer(

@@ -22,7 +22,10 @@ DONE, FAILED, USAGE, NOTHING_USABLE = 0, 1, 2, 3
 
 application = typer.Typer(
     name="remember",
-    help="Measures what LoRA can teach a language model, what it forgets, and which settings do it best.",
+    help=(
+        "Measures what LoRA can teach a language model, what it forgets, and which settings do it "
+        "best."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -33,7 +36,9 @@ results = Console()
 
 StorageOption = Annotated[
     str | None,
-    typer.Option(help="Database URL; default: $OPTUNA_STORAGE, else remember.db in the output folder."),
+    typer.Option(
+        help="Database URL; default: $OPTUNA_STORAGE, else remember.db in the output folder."
+    ),
 ]
 NameOption = Annotated[
     str | None, typer.Option(help="Name of the study; default: made from facts and model.")
@@ -70,7 +75,6 @@ def run_application(arguments: Sequence[str]) -> int:
     import study.commands.pocket
     import study.commands.running
     import study.commands.showing  # noqa: F401
-
     from objectives.bank.checkpoint import CheckpointError
     from objectives.models.base import ModelError
 
@@ -91,7 +95,14 @@ def run_application(arguments: Sequence[str]) -> int:
     except (NothingToLearn, NothingUsable) as ending:
         messages.print(Text(str(ending)))
         return NOTHING_USABLE
-    except (ConfigurationError, FactsError, SettingError, StorageError, ModelError, CheckpointError) as error:
+    except (
+        ConfigurationError,
+        FactsError,
+        SettingError,
+        StorageError,
+        ModelError,
+        CheckpointError,
+    ) as error:
         if debug:
             traceback.print_exc()
         messages.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
@@ -102,7 +113,8 @@ def run_application(arguments: Sequence[str]) -> int:
         else:
             messages.print(
                 Text.assemble(
-                    ("failed: ", "bold red"), f"{type(error).__name__}: {error}",
+                    ("failed: ", "bold red"),
+                    f"{type(error).__name__}: {error}",
                     "\nRun again with --debug to see where.",
                 ),
                 soft_wrap=True,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from objectives.judges.matcher import Matcher
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +21,6 @@ from objectives.answers.generate import generate
 from objectives.answers.request import Request
 from objectives.bank.bank import Bank
 from objectives.bank.loading import adapter_rank
-from objectives.judges.matcher import Matcher
 from objectives.learn import BASE, Learning, Measured
 from objectives.models.base import BaseModel
 from objectives.models.load import load_base_model

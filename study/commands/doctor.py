@@ -33,7 +33,9 @@ def doctor(storage: StorageOption = None, name: NameOption = None, out: OutOptio
     problems: list[str] = []
     for package, version in package_versions().items():
         table.add_row(package, version)
-    table.add_row("torch build", f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only")
+    table.add_row(
+        "torch build", f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    )
     for device in list_devices():
         memory = (
             ""
@@ -46,14 +48,20 @@ def doctor(storage: StorageOption = None, name: NameOption = None, out: OutOptio
     if remedy is not None:
         problems.append(remedy)
     place = find_place(
-        load_spec(None, {"storage": storage, "name": name, "out": None if out is None else str(out)})
+        load_spec(
+            None, {"storage": storage, "name": name, "out": None if out is None else str(out)}
+        )
     )
-    existing = next(p for p in (place.folder.parent, *place.folder.absolute().parents) if p.exists())
+    existing = next(
+        p for p in (place.folder.parent, *place.folder.absolute().parents) if p.exists()
+    )
     table.add_row("disk free", f"{_gigabytes(shutil.disk_usage(existing).free)} at {existing}")
     if place.has_database:
         try:
             opened = open_place(place)
-            table.add_row("database", f"{place.shown_storage_url}, {len(list_studies(opened))} studies")
+            table.add_row(
+                "database", f"{place.shown_storage_url}, {len(list_studies(opened))} studies"
+            )
             opened.close()
         except StorageError as error:
             problems.append(str(error))

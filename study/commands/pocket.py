@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from objectives.judges.matcher import Matcher
 from rich.text import Text
 
-from objectives.judges.matcher import Matcher
 from objectives.models.load import load_base_model
 from objectives.models.pocket_build import PocketSettings, build_pocket
 from objectives.models.pocket_card import measure_pocket, write_card
@@ -59,4 +59,6 @@ def build(
         )
         write_card(card, folder)
         shutil.move(folder, to)
-    results.print(Text(f"{to}: {card.parameters:,} parameters, {card.facts:,} facts"), soft_wrap=True)
+    results.print(
+        Text(f"{to}: {card.parameters:,} parameters, {card.facts:,} facts"), soft_wrap=True
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,16 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from analysis.examples import choose_examples, pair_verdicts
 from analysis.findings import Findings
 from analysis.report import write_report
 from analysis.results_markdown import write_results
-from analysis.tables import show_example, show_front
-from analysis.examples import choose_examples, pair_verdicts
+from analysis.tables import show_examples, show_front
+from data.measurements import Verdict
 from objectives.models.devices import unused_gpu_remedy
 from search_spaces.recipe_space import settings_of
-from storage.reader import StudyNotFound, read_study, read_verdicts
+from storage.database import StudyNotFound
+from storage.reader import read_study, read_verdicts
 from study.commands.application import (
     Interrupted,
     JsonOption,
@@ -43,7 +45,9 @@ from study.versions import package_versions
 def run(
     facts: Annotated[
         Path | None,
-        typer.Argument(help="CSV, JSONL or TOML with question and answer; default: the 2023 Oscars."),
+        typer.Argument(
+            help="CSV, JSONL or TOML with question and answer; default: the 2023 Oscars."
+        ),
     ] = None,
     study: Annotated[Path | None, typer.Option(help="Study file (TOML).")] = None,
     model: Annotated[
@@ -53,7 +57,8 @@ def run(
         int | None, typer.Option(help="The study's total of asked trials; default: 40.")
     ] = None,
     slots: Annotated[
-        int | None, typer.Option(help="Trials trained at once, fixed when the study is made; default: 8.")
+        int | None,
+        typer.Option(help="Trials trained at once, fixed when the study is made; default: 8."),
     ] = None,
     storage: StorageOption = None,
     name: NameOption = None,
@@ -96,9 +101,9 @@ def run(
             results.print(show_front(findings))
             if findings.recommended is not None:
                 after = read_verdicts(opened, findings.recommended.measurement_id)
-                for example in choose_examples(pair_verdicts(before, after), count=1):
-                    results.print()
-                    results.print(show_example(example))
+                examples = choose_examples(pair_verdicts(before, after), count=3)
+                results.print()
+                results.print(show_examples(examples))
             results.print(Text(f"\nreport: {report}"), soft_wrap=True)
     if not findings.front:
         raise NothingUsable(
@@ -106,13 +111,20 @@ def run(
         )
 
 
-def write_study_report(findings: Findings, verdicts_of: object, place: Place) -> Path:
+def write_study_report(
+    findings: Findings, verdicts_of: Callable[[int], Sequence[Verdict]], place: Place
+) -> Path:
     """Write report.html and RESULTS.md into the study's folder; return the report's path."""
     versions = package_versions()
     report = place.folder / "report.html"
     place.folder.mkdir(parents=True, exist_ok=True)
-    write_report(findings, verdicts_of, versions=versions, out=report)
-    write_results(findings, verdicts_of, versions=versions, out=place.folder / "RESULTS.md")
+    write_report(findings, verdicts_of=verdicts_of, versions=versions, out=report)
+    write_results(
+        findings,
+        verdicts_of=verdicts_of,
+        versions=versions,
+        out=place.folder / "RESULTS.md",
+    )
     return report
 
 
@@ -170,7 +182,8 @@ def _run(spec: StudySpec, place: Place) -> None:
         messages.print(Text(f"warning: {remedy}", style="yellow"))
     if messages.is_terminal:
         messages.print(
-            Text(f"watch it: optuna-dashboard {place.shown_storage_url}", style="dim"), soft_wrap=True
+            Text(f"watch it: optuna-dashboard {place.shown_storage_url}", style="dim"),
+            soft_wrap=True,
         )
     with (
         _stop_signal() as stop,

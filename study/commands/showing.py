@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from analysis.examples import choose_examples, pair_verdicts
+from analysis.examples import Example, choose_examples, pair_verdicts
 from analysis.findings import Findings
 from analysis.points import Point
 from analysis.tables import show_studies, show_trial
@@ -47,8 +47,8 @@ def opened_study(
     place = find_place(load_spec(None, flags))
     if not place.has_database:
         raise ConfigurationError(
-            f"storage: there is no database at {place.shown_storage_url}; run a study first, or name "
-            "its --storage or --out"
+            f"storage: there is no database at {place.shown_storage_url}; run a study first, or "
+            "name its --storage or --out"
         )
     with closing(open_place(place)) as opened:
         if name is None:
@@ -125,7 +125,7 @@ def show(
     with opened_study(storage, name, out) as (opened, place):
         findings = find_in(opened, place)
         record = find_trial(findings, trial)
-        examples = ()
+        examples: tuple[Example, ...] = ()
         if record.measurements and findings.record.base:
             before = read_verdicts(opened, findings.record.base.id)
             after = read_verdicts(opened, record.measurements[-1].id)

@@ -87,7 +87,9 @@ def test_starting_points_are_cut_to_the_space_and_hold_no_unknown_name() -> None
         assert "rank" not in fitted
         assert fitted["sampling"] == "greedy"
         assert all(narrow.contains(n, v) for n, v in fitted.items() if n != "sampling")
-    assert all("sampling" not in fit_to_space(p, narrow, ("greedy",)) for p in starting_points(128))
+    assert all(
+        "sampling" not in fit_to_space(p, narrow, ("greedy",)) for p in starting_points(128)
+    )
 
 
 def test_every_default_preset_exists() -> None:

@@ -37,7 +37,10 @@ def main() -> None:
     wait_for_all(folder, "create", workers)
     Recorder(storage, "race").create_study_record(config="", fingerprint={}, slots=1, seed=0)
     study = optuna.create_study(
-        study_name="race", storage=storage, directions=["maximize", "minimize"], load_if_exists=True
+        study_name="race",
+        storage=storage,
+        directions=["maximize", "minimize"],
+        load_if_exists=True,
     )
     wait_for_all(folder, "enqueue", workers)
     for index in range(TRIALS // workers):

@@ -168,7 +168,9 @@ class TestBadInput:
         with pytest.raises(StorageError, match="runs is not writable"):
             open_storage(f"sqlite:///{folder}/study.db")
 
-    @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?uri=true"])
+    @pytest.mark.parametrize(
+        "url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?uri=true"]
+    )
     def test_a_database_that_ends_with_the_process_is_refused(self, url: str) -> None:
         with pytest.raises(StorageError, match="names no file; write sqlite:///PATH"):
             open_storage(url)
@@ -222,5 +224,7 @@ class TestBadInput:
         with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
             connection.execute("UPDATE remember_schema SET version = 2")
             connection.commit()
-        with pytest.raises(StorageError, match=r"newer remember-me \(schema 2, this one knows 1\)"):
+        with pytest.raises(
+            StorageError, match=r"newer remember-me \(schema 2, this one knows 1\)"
+        ):
             open_storage(url)

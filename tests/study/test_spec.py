@@ -49,7 +49,10 @@ def test_settings_of_the_file_narrow_fix_and_list_the_space(tmp_path: Path) -> N
     ("text", "message"),
     [
         ("trails = 4", "trails: there is no such key; did you mean 'trials'?"),
-        ("[pruner]\nreductoin = 3", "pruner.reductoin: there is no such key; did you mean 'reduction'?"),
+        (
+            "[pruner]\nreductoin = 3",
+            "pruner.reductoin: there is no such key; did you mean 'reduction'?",
+        ),
         ("trials = 0", "trials: 0 is not allowed: Input should be greater than or equal to 1"),
         ("slots = 'many'", "slots: 'many' is not allowed"),
         ("sampling = ['greddy']", "there is no preset 'greddy'; did you mean 'greedy'?"),

@@ -103,11 +103,14 @@ def test_rows_can_be_dropped_between_passes(bank: Bank, token_ids: Tensor) -> No
 
 
 def test_an_empty_slot_cannot_answer(bank: Bank) -> None:
-    with pytest.raises(ValueError, match="slot: 3 is empty"):
-        bank.answering([0, 3])
+    for slot in (3, 4, -2):
+        with pytest.raises(ValueError, match=f"slot: {slot} is empty"):
+            bank.answering([0, slot])
 
 
-def test_a_pass_with_other_rows_than_announced_fails_and_leaves_no_hooks(bank: Bank, token_ids: Tensor) -> None:
+def test_a_pass_with_other_rows_than_announced_fails_and_leaves_no_hooks(
+    bank: Bank, token_ids: Tensor
+) -> None:
     with (
         pytest.raises(ValueError, match="rows: the pass has 6; it must have 2"),
         bank.answering([0, 1]),
@@ -129,6 +132,26 @@ def test_an_exported_adapter_answers_the_same_in_peft(
     expected = answer(bank, token_ids, [slot] * 6)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(logits, answer(bank, token_ids, [-1] * 6), atol=1e-2)
+
+
+@quiet_peft
+def test_on_a_half_precision_base_adapters_stay_fp32_and_answer_as_in_peft(
+    base: BaseModel, texts: Callable[[int], EpochTexts], token_ids: Tensor, tmp_path: Path
+) -> None:
+    half = dataclasses.replace(base, model=copy.deepcopy(base.model).bfloat16())
+    bank = Bank(half, slots=1, max_rank=4)
+    bank.admit(0, RECIPE, texts(0), seed=0)
+    for _ in range(6):
+        bank.step()
+    assert all(a.dtype == b.dtype == torch.float32 for a, b in bank.matrices(0).values())
+    export_adapter(bank, 0, tmp_path / "adapter")
+    logits = answer(bank, token_ids, [0] * 6)
+    model = PeftModel.from_pretrained(copy.deepcopy(half.model), str(tmp_path / "adapter"))
+    with torch.no_grad():
+        expected = model(token_ids).logits
+    assert logits.dtype == expected.dtype == torch.bfloat16
+    # bfloat16 has 8 bits: roundings may fall differently by a step or two of logits up to 4.
+    torch.testing.assert_close(logits, expected, atol=0.05, rtol=0.02)
 
 
 def test_an_export_is_the_standard_folder_at_its_true_rank(bank: Bank, tmp_path: Path) -> None:

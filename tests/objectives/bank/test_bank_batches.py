@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.recipes import Packing
 from objectives.bank.batches import count_predicted, cut_examples, lay_out, make_batches
-from objectives.bank.routing import group_by_length, index_slots, route_rows
+from objectives.bank.routing import group_by_size, index_slots, route_rows
 
 documents_of_text = st.lists(
     st.lists(st.integers(4, 99), max_size=40).map(lambda words: [1, *words, 2]), max_size=12
@@ -100,7 +100,7 @@ def test_slots_that_follow_each_other_are_a_slice() -> None:
 
 @given(st.dictionaries(st.integers(0, 20), st.integers(2, 512), max_size=12))
 def test_padding_never_more_than_doubles_a_row(lengths: dict[int, int]) -> None:
-    groups = group_by_length(lengths)
+    groups = group_by_size(lengths)
     assert sorted(chain.from_iterable(groups)) == sorted(lengths)
     for group in groups:
         assert group == sorted(group)
@@ -108,4 +108,4 @@ def test_padding_never_more_than_doubles_a_row(lengths: dict[int, int]) -> None:
 
 
 def test_rows_of_like_length_share_one_pass() -> None:
-    assert group_by_length({0: 28, 1: 17, 2: 30, 3: 256, 4: 15}) == [[3], [0, 1, 2, 4]]
+    assert group_by_size({0: 28, 1: 17, 2: 30, 3: 256, 4: 15}) == [[3], [0, 1, 2, 4]]

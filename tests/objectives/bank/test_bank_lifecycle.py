@@ -123,6 +123,22 @@ def test_finished_and_empty_slots_do_not_move(
     assert bank.progress(1) == Progress()
 
 
+@pytest.mark.parametrize(("longest", "passes"), [(20, 1), (40, 2)])
+def test_slots_share_a_pass_unless_their_rows_differ_much_in_length(
+    base: BaseModel, longest: int, passes: int
+) -> None:
+    bank = Bank(base, slots=3, max_rank=8)
+    for slot, (rank, words, rows) in enumerate([(8, 13, 1), (1, 18, 4), (2, longest - 2, 3)]):
+        recipe = dataclasses.replace(RECIPE, rank=rank, batch_size=rows)
+        document = " ".join(["w1"] * words)  # and a BOS and an EOS
+        bank.admit(slot, recipe, lambda _, text=document: [text] * 4, seed=slot)  # type: ignore[misc]
+    seen: list[int] = []
+    hook = base.model.register_forward_hook(lambda *_: seen.append(1))
+    bank.step()
+    hook.remove()
+    assert len(seen) == passes
+
+
 def test_a_bank_without_training_slots_has_nothing_to_do(base: BaseModel) -> None:
     assert Bank(base, slots=2, max_rank=4).step() == ()
 
@@ -162,7 +178,7 @@ def test_a_slot_that_blows_up_harms_nobody(
 ) -> None:
     sound = dataclasses.replace(RECIPE, epochs=5)
     broken = dataclasses.replace(
-        sound, rank=2, warmup_steps=0, learning_rate=1e30 if cause == "learning rate" else 1e-3
+        sound, warmup_steps=0, learning_rate=1e30 if cause == "learning rate" else 1e-3
     )
     crowd, alone = Bank(base, slots=3, max_rank=8), Bank(base, slots=3, max_rank=8)
     for bank in (crowd, alone):

@@ -1,0 +1,111 @@
+"""Free generation: the answers of many adapters to many prompts under many sampling settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+from objectives.answers.decode import Opening, decode
+from objectives.answers.encode import encode_prompts
+from objectives.answers.endings import Endings
+from objectives.answers.request import AdapterRouter, Continuation, Request, UntouchedBase
+from objectives.answers.sampling import draw_uniforms
+from objectives.models.base import BaseModel
+
+# Rows of short prompts that a small model reads at once; a large model's memory wants fewer.
+ROWS_PER_BATCH = 512
+
+
+def generate(
+    base: BaseModel,
+    requests: Sequence[Request],
+    *,
+    router: AdapterRouter | None = None,
+    rows_per_batch: int = ROWS_PER_BATCH,
+    on_rows_done: Callable[[int], None] | None = None,
+) -> list[Continuation]:
+    """Return what is generated for every request, in their order.
+
+    An answer depends on its own request alone, up to the rounding of floating point numbers.
+    Generation stops at EOS, at the sampling's `max_new_tokens`, or once what follows would be cut
+    from the answer. Requests that must have the same answer are computed once.
+
+    Args:
+        base: The model.
+        requests: What to ask.
+        router: Where the adapters are; None if only the untouched base (slot -1) is asked.
+        rows_per_batch: The most rows that the model reads at once.
+        on_rows_done: Called after every batch with the number of requests it answered.
+
+    Raises:
+        ModelError: If a prompt has no tokens, or with its answer exceeds the model's context.
+        ValueError: If an adapter is asked and there is no router.
+    """
+    prompt_ids = encode_prompts(base, ((r.prompt, r.sampling.max_new_tokens) for r in requests))
+    numbers_of: dict[Hashable, list[int]] = {}
+    for number, request in enumerate(requests):
+        numbers_of.setdefault(_what_decides(request), []).append(number)
+    asked = list(numbers_of.values())
+
+    def report(rows: Sequence[int]) -> None:
+        if on_rows_done is not None:
+            on_rows_done(sum(len(asked[row]) for row in rows))
+
+    endings = Endings(base)
+    generated = decode(
+        base,
+        [
+            _open(requests[numbers[0]], prompt_ids[requests[numbers[0]].prompt.text])
+            for numbers in asked
+        ],
+        router=router or UntouchedBase(),
+        endings=endings,
+        rows_per_batch=rows_per_batch,
+        on_rows_done=report,
+    )
+    token_ids_of = {
+        number: token_ids
+        for numbers, token_ids in zip(asked, generated, strict=True)
+        for number in numbers
+    }
+    return [
+        endings.continuation(request.prompt, token_ids_of[number])
+        for number, request in enumerate(requests)
+    ]
+
+
+def _what_decides(request: Request) -> Hashable:
+    """Return all that the generated tokens depend on."""
+    sampling = request.sampling
+    greedy = (
+        request.prompt.text,
+        request.slot,
+        sampling.repetition_penalty,
+        sampling.max_new_tokens,
+    )
+    if not sampling.do_sample:
+        return greedy
+    return (
+        *greedy,
+        request.prompt.id,
+        request.seed,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.typical_p,
+    )
+
+
+def _open(request: Request, prompt_ids: tuple[int, ...]) -> Opening:
+    sampling = request.sampling
+    return Opening(
+        prompt_ids=prompt_ids,
+        slot=request.slot,
+        sampling=sampling,
+        uniforms=(
+            draw_uniforms(request.seed, request.prompt.id, sampling.max_new_tokens)
+            if sampling.do_sample
+            else np.empty(0)
+        ),
+    )

@@ -1,0 +1,95 @@
+"""A tiny random Llama that ends its answers in every way, and adapters that change what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from objectives.models.base import BaseModel
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+ENDS_OF_ANSWERS = ("\n", "\n\n", "?", ":", "Joe", "Brandine", "Question", "Answer")
+WORDS = tuple(f" w{number}" for number in range(24))
+
+
+class ShiftingRouter:
+    """Gives every slot an adapter that adds a constant of its own to the first layer's output.
+
+    `passes` lists the number of rows of every forward pass.
+    """
+
+    def __init__(self, base: BaseModel, shifts: Tensor) -> None:
+        """Take one shift per slot, (slots, hidden)."""
+        self._layer: nn.Module = base.model.model.layers[0].mlp
+        self._shifts = torch.cat([shifts, torch.zeros_like(shifts[:1])])  # the last serves -1
+        self.passes: list[int] = []
+
+    @contextmanager
+    def answering(self, row_slots: Sequence[int]) -> Iterator[None]:
+        """Add the slots' shifts to the rows of forward passes."""
+        shifts = self._shifts[list(row_slots)][:, None]
+
+        def shift(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            assert len(output) == len(row_slots)
+            self.passes.append(len(output))
+            return output + shifts
+
+        hook = self._layer.register_forward_hook(shift)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def _make_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *ENDS_OF_ANSWERS, *WORDS))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n\n|\n|\?|:| \w+|\w+"), "isolated")
+    words.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.fixture(scope="session")
+def talking_base() -> BaseModel:
+    """Return a model whose answers end at EOS, at a cut, and at their longest; not to be changed."""
+    torch.set_num_threads(1)
+    tokenizer = _make_tokenizer()
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=48,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(95)
+        model = LlamaForCausalLM(config)
+    return BaseModel(
+        name="talking",
+        source="talking",
+        digest="talking-digest",
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+    )
+
+
+@pytest.fixture
+def shifting_router(talking_base: BaseModel) -> ShiftingRouter:
+    """Return four adapters of growing strength; the first changes nothing."""
+    generator = torch.Generator().manual_seed(7)
+    strengths = torch.tensor([[0.0], [0.3], [1.0], [3.0]])
+    return ShiftingRouter(talking_base, strengths * torch.randn(4, 32, generator=generator))
