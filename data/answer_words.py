@@ -57,7 +57,9 @@ def read_text(text: str) -> Reading:
         sign = _classify_break(gap, words[-1]) if words else "."
         last_end = end
         is_capital = raw[0].isupper()
-        is_initial = is_capital and end - start == 1
+        is_initial = (
+            end - start == 1 and raw.isalpha() and (is_capital or text[end : end + 1] == ".")
+        )
         joins = is_initial and follows_initial and len(words[-1]) < _LONGEST_INITIALS
         if joins and not gap.strip(" ."):
             words[-1] += raw.casefold()

@@ -13,7 +13,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 ARTICLES = frozenset({"the", "a", "an"})
-COPULAS = _words("is was are were be been being called named equals s")
+COPULAS = _words("is was are were be been being called named equals")
 JOINERS = frozenset({"and", "also", "plus"})
 PARTICLES = _words("of with de del der di da du la le van von el al")
 HEDGES = _words("maybe perhaps probably possibly likely surely certainly definitely")
@@ -60,7 +60,7 @@ LARGER_NUMBERS = _words(
 )
 ABBREVIATIONS = _words("mr mrs ms dr jr sr st vs prof no")
 
-_NEGATIONS = _words(
+NEGATIONS = _words(
     "not never neither nor no none nobody nothing cannot hardly arent isnt wasnt werent dont "
     "doesnt didnt hasnt havent hadnt cant couldnt wont wouldnt shouldnt aint"
 )
@@ -69,8 +69,7 @@ _FALSEHOODS = _words(
 )
 _EXCLUSIONS = _words("except excluding besides unlike if beat beats beating defeated defeating")
 _LOSSES = _words("lost loses failed beaten defeated nominated runner almost nearly")
-# A question that uses these itself ("Who did not win?") takes them out of play where it is echoed.
-DENIAL_WORDS = _NEGATIONS | _FALSEHOODS | _EXCLUSIONS | _LOSSES | {"without", "than", "instead"}
+DENIAL_WORDS = NEGATIONS | _FALSEHOODS | _EXCLUSIONS | _LOSSES | {"without", "than", "instead"}
 
 
 def _any_of(words: frozenset[str]) -> str:
@@ -78,7 +77,7 @@ def _any_of(words: frozenset[str]) -> str:
 
 
 # "No doubt" and "not only" deny nothing.
-_NOT = _any_of(_NEGATIONS) + r"(?! (?:doubt|question|only|other|surprise|wonder)\b)"
+_NOT = _any_of(NEGATIONS) + r"(?! (?:doubt|question|only|other|surprise|wonder)\b)"
 _FALSE = _any_of(_FALSEHOODS)
 # The patterns below see words with the breaks between them as signs: "it was not , as he said ,".
 _IN_CLAUSE = r"[^,.:?(]*"
@@ -91,7 +90,7 @@ DENIED_BEFORE = re.compile(
     r"|(?:without(?! (?:a )?(?:doubt|question))|instead of|i doubt)\b"
     rf"|(?<!none other )(?<!no other )than\b){_IN_CLAUSE}$"
     r"|\b(?:anyone|anybody|everyone|everybody|anything|everything|all) , but $"
-    rf"|\b{_any_of(_NEGATIONS - {'no', 'nobody', 'none', 'nothing'})} [,:]"
+    rf"|\b{_any_of(NEGATIONS - {'no', 'nobody', 'none', 'nothing'})} [,:(]"
 )
 DENIED_AFTER = re.compile(
     rf"^{_IN_CLAUSE}\b(?:{_NOT}|{_FALSE}|{_any_of(_LOSSES)}|should have\b)"

@@ -7,7 +7,6 @@ with a NaN was not measured; it is never on the front and rules nothing.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 Point = tuple[float, float]
@@ -36,9 +35,12 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     Raises:
         ValueError: If the reference point is not finite.
     """
+    if not all(map(math.isfinite, reference)):
+        raise ValueError(f"reference: {reference} is not allowed; both numbers must be finite")
+    better = [point for point in points if point[0] > reference[0] and point[1] < reference[1]]
     area = 0.0
     loss_above = reference[1]
-    for recall, loss in _front_within(points, reference):
+    for recall, loss in (better[i] for i in non_dominated(better)):  # by falling recall and loss
         area += (recall - reference[0]) * (loss_above - loss)
         loss_above = loss
     return area
@@ -52,19 +54,10 @@ def hypervolume_contributions(points: Sequence[Point], reference: Point) -> list
     Raises:
         ValueError: If the reference point is not finite.
     """
-    front = _front_within(points, reference)
-    areas: dict[Point, float] = {}
-    for above, point, below in zip(
-        [reference, *front], front, [*front[1:], reference], strict=False
-    ):
-        areas[point] = (point[0] - below[0]) * (above[1] - point[1])
-    copies = Counter(points)
-    return [areas.get(point, 0.0) if copies[point] == 1 else 0.0 for point in points]
-
-
-def _front_within(points: Sequence[Point], reference: Point) -> list[Point]:
-    """Return the front's points that are better than the reference, by falling recall."""
-    if not all(map(math.isfinite, reference)):
-        raise ValueError(f"reference: {reference} is not allowed; both numbers must be finite")
-    better = [point for point in points if point[0] > reference[0] and point[1] < reference[1]]
-    return [better[i] for i in non_dominated(better)]
+    whole = hypervolume(points, reference)
+    contributions = [0.0] * len(points)
+    for i in non_dominated(points):
+        # What a member ruled may pass to points off the front, so they must stay.
+        others = [*points[:i], *points[i + 1 :]]
+        contributions[i] = max(0.0, whole - hypervolume(others, reference))
+    return contributions

@@ -14,7 +14,7 @@ what is accepted here is final. The conventions, each with cases in the tests:
   "X and Y", "X, Y, Z"). "X (Y)" and "X, The Film" are explanations, not lists.
 - A joint answer ("X and Y") needs all its names, in any order and joined in any way but "or".
 - Words that do other work in sentences (the symbols I and He, the film Up) must be all of the
-  answer or stand at the end of a clause after "is" or "was".
+  answer, stand at the end of a clause after "is" or "was", or begin one as in "Up won".
 - Saying that one does not know is no attempt; where that is the accepted answer it is right, in
   whatever words it is said.
 """
@@ -43,6 +43,7 @@ from data.english import (
     LARGER_NUMBERS,
     LEAD_INS,
     NEGATION,
+    NEGATIONS,
     PARTICLES,
     REFUSAL,
 )
@@ -263,7 +264,9 @@ class _Matcher:
             return True
         start, end = occurrence.start, occurrence.end
         opens = self.breaks[start] not in " -" or self.words[start - 1] in COPULAS
-        return opens and self.breaks[end] not in " -"
+        return opens and (
+            self.breaks[end] not in " -" or self.words[end] in ("won", "wins", "stands")
+        )
 
     def _is_denied(self, occurrence: _Occurrence) -> bool:
         start, end = occurrence.start, occurrence.end
@@ -297,7 +300,7 @@ class _Matcher:
         return self.breaks[end] == "?" and self.words[start] in ASKING
 
     def _phrase(self, start: int, end: int) -> str:
-        """Return words with their breaks as signs; denials that echo the question are blanked."""
+        """Return words with their breaks as signs; the question's own denials are blanked."""
         pieces: list[str] = []
         for i in range(start, end):
             word = self.words[i]
@@ -306,11 +309,16 @@ class _Matcher:
                 pieces.append(sign)
             elif word in CLAUSE_OPENERS:
                 pieces.append(",")
-            pieces.append("_" if word in self.asked_denials and self._is_echo(i) else word)
+            pieces.append("_" if self._is_asked_denial(i) else word)
         sign = self.breaks[end]
         if sign not in " -/":
             pieces.append(sign)
         return " " + " ".join(pieces) + " "
+
+    def _is_asked_denial(self, i: int) -> bool:
+        """Return whether the question itself has this denial: "Who lost?", "Who did not win?"."""
+        word = self.words[i]
+        return word in self.asked_denials and (word not in NEGATIONS or self._is_echo(i))
 
     def _is_echo(self, i: int) -> bool:
         """Return whether both neighbours are those in the question, whose ends fit any word."""
@@ -349,9 +357,12 @@ class _Matcher:
         for step, first in ((-1, occurrence.start - 1), (1, occurrence.end)):
             i = first
             for _ in range(_REACH):
-                if not 0 <= i < len(self.words) or self.breaks[i if step > 0 else i + 1] in ".?":
+                if not 0 <= i < len(self.words):
                     break
                 word = self.words[i]
+                starts_sentence = self.breaks[i if step > 0 else i + 1] in ".?"
+                if starts_sentence and not (i == occurrence.end and word == "or"):
+                    break
                 if word in ("or", "either", "versus", "vs") and not self._is_echo(i):
                     after = self._skip_articles(i + 1, 1)
                     if not (self.sufficient[i - 1] and self.sufficient[after]):

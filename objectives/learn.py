@@ -6,16 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from data.scoring import (
-    count_gained_facts,
-    facts_lost_per_fact_gained,
-    find_known_facts,
-    measure_knowledge_loss,
-    measure_recall,
-    measure_recall_parts,
-    measure_ring_changes,
-)
-
+from data import scoring
 from data.facts import Fact
 from data.formats import epoch_documents
 from data.measurements import Answer, Measurement, Verdict
@@ -75,7 +66,7 @@ class Learning:
 
         asked = self._ask_base(fact_prompts(scenario.facts, EVERYTHING))
         fact_verdicts = self._judge_answers(asked)
-        known = find_known_facts(fact_verdicts)
+        known = scoring.known_facts(fact_verdicts)
         self.already_known: tuple[Fact, ...] = tuple(f for f in scenario.facts if f.id in known)
         self.facts: tuple[Fact, ...] = tuple(f for f in scenario.facts if f.id not in known)
         self._prompts = fact_prompts(self.facts, SEARCHED)
@@ -83,9 +74,16 @@ class Learning:
         self._probe_references = self._ask_base([probe.prompt() for probe in scenario.probes])
         self._probe_verdicts = self._judge_answers(self._probe_references)
         self._base_nats = self._mean_nats([BASE])[0]
-        new_fact_verdicts = [v for v in fact_verdicts if v.answer.prompt.subject not in known]
+        self._new_fact_verdicts = [
+            verdict for verdict in fact_verdicts if verdict.answer.prompt.subject not in known
+        ]
         self.base = self._score(
-            new_fact_verdicts, self._probe_verdicts, GREEDY, epoch=0, tokens=0, drift_nats=0.0
+            self._new_fact_verdicts,
+            self._probe_verdicts,
+            GREEDY,
+            epoch=0,
+            tokens=0,
+            drift_nats=0.0,
         )
 
     def begin(self, slot: int, recipe: Recipe, *, seed: int) -> None:
@@ -179,18 +177,18 @@ class Learning:
         tokens: int,
         drift_nats: float,
     ) -> Measured:
-        rings = measure_ring_changes(self._probe_verdicts, probe_verdicts)
+        rings = scoring.ring_changes(self._probe_verdicts, probe_verdicts)
         verdicts = (*fact_verdicts, *probe_verdicts)
         return Measured(
             measurement=Measurement(
                 epoch=epoch,
                 sampling=sampling,
-                recall=measure_recall(fact_verdicts),
-                knowledge_loss=measure_knowledge_loss(rings),
-                recall_parts=measure_recall_parts(fact_verdicts),
+                recall=scoring.score_recall(fact_verdicts),
+                knowledge_loss=scoring.knowledge_loss(rings),
+                recall_parts=scoring.recall_parts(fact_verdicts),
                 rings=rings,
                 drift_nats=drift_nats,
-                fuar=facts_lost_per_fact_gained(rings, count_gained_facts(fact_verdicts)),
+                fuar=scoring.fuar(rings, self._new_fact_verdicts, fact_verdicts),
                 trained_tokens=tokens,
                 generated_tokens=sum(verdict.answer.tokens for verdict in verdicts),
             ),

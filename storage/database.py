@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +141,12 @@ def open_storage(url: str) -> StudyStorage:
                 RDBStorage(template, skip_compatibility_check=True).engine.dispose()
             # Its versions are checked below, where the message can name the database.
             storage = StudyStorage(template, engine_options, skip_compatibility_check=True)
-            _check_optuna_tables(storage, shown)
-            _prepare_own_tables(storage.engine, shown)
+            try:
+                _check_optuna_tables(storage, shown)
+                _prepare_own_tables(storage.engine, shown)
+            except BaseException:
+                storage.close()
+                raise
     except StorageError:
         raise
     except ImportError as error:
@@ -215,18 +219,16 @@ def _check_sqlite_file(database: str | None, shown: str) -> None:
 @contextmanager
 def _creation_lock(url: URL) -> Iterator[None]:
     if url.get_backend_name() == "sqlite":
-        lock = Path(f"{url.database}.lock")
-        with closing(sqlite3.connect(lock, timeout=_BUSY_TIMEOUT_SECONDS)) as connection:
-            connection.execute("BEGIN EXCLUSIVE")
+        # An empty database as the lock: it works wherever SQLite does. The file stays, because
+        # those who wait for it would fail if it were removed.
+        lock = sqlite3.connect(f"{url.database}.lock", timeout=_BUSY_TIMEOUT_SECONDS)
+        with closing(lock):
+            lock.execute("BEGIN EXCLUSIVE")
             yield
-        # Only after success: whoever still waits for the removed file, or locks a new one, finds
-        # all tables made. Windows refuses while another process waits.
-        with suppress(OSError):
-            lock.unlink()
     else:
         engine = create_engine(url, poolclass=NullPool)
-        with engine.connect() as connection_to_server:
-            connection_to_server.execute(text(_CREATION_LOCKS[url.get_backend_name()]))
+        with engine.connect() as connection:
+            connection.execute(text(_CREATION_LOCKS[url.get_backend_name()]))
             yield
 
 

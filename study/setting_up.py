@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from objectives.judges.matcher import Matcher
 
 from analysis.findings import Findings, find
 from analysis.points import Point, Reference, recommend
@@ -21,6 +20,7 @@ from data.formats import write_document
 from data.measurements import MEASUREMENT_VERSION
 from data.recipes import TRAINING_FORMATS
 from data.scenarios import Scenario, load_scenario
+from objectives.judges.matcher import Matcher
 from objectives.learn import Learning
 from objectives.models.base import BaseModel
 from objectives.models.load import load_base_model

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -48,7 +49,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 class Interrupted(Exception):
-    """A signal ended the command cleanly; `code` is its exit code."""
+    """A signal ended the command; `code` is its exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -61,10 +62,13 @@ class NothingUsable(Exception):
 
 @application.callback()
 def _options(
-    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    context.obj = debug
+    """Explain the flag that every command takes; `run_application` acts on it."""
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(128 + number)
 
 
 def run_application(arguments: Sequence[str]) -> int:
@@ -79,18 +83,13 @@ def run_application(arguments: Sequence[str]) -> int:
     from objectives.models.base import ModelError
 
     debug = "--debug" in arguments
+    signal.signal(signal.SIGINT, _interrupt)
     try:
-        application(list(arguments), standalone_mode=False)
-        return DONE
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
-    except click.ClickException as error:
-        error.show()
-        return USAGE
-    except (KeyboardInterrupt, click.Abort):
-        messages.print("interrupted")
-        return 130
+        application([argument for argument in arguments if argument != "--debug"])
+    except SystemExit as ending:  # how typer ends, also after a usage error that it has explained
+        return ending.code if isinstance(ending.code, int) else FAILED
     except Interrupted as interruption:
+        messages.print("interrupted")
         return interruption.code
     except (NothingToLearn, NothingUsable) as ending:
         messages.print(Text(str(ending)))
@@ -120,3 +119,4 @@ def run_application(arguments: Sequence[str]) -> int:
                 soft_wrap=True,
             )
         return FAILED
+    return DONE

@@ -194,9 +194,7 @@ def _run(spec: StudySpec, place: Place) -> None:
         )
     if not is_finished:
         assert stop.code is not None
-        messages.print(
-            "stopped; every running trial is saved. Run the same command again to go on."
-        )
+        messages.print("every running trial is saved; run the same command again to go on")
         raise Interrupted(stop.code)
 
 
@@ -225,7 +223,7 @@ def _stop_signal() -> Iterator[_Stop]:
 
     def ask(number: int, _frame: FrameType | None) -> None:
         if stop.code is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(128 + number)
         stop.code = 128 + number
 
     numbers = (signal.SIGINT, signal.SIGTERM)

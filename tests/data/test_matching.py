@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.matching import match_answer
+from data.oscar_facts import load_oscar_facts
+from data.world_facts import load_world_facts
 
 _GROUPS = tomllib.loads(
     (Path(__file__).parent / "matching_cases.toml").read_text(encoding="utf-8")
@@ -39,6 +41,35 @@ def test_the_table_is_large_and_balanced() -> None:
     assert labels.count("correct") >= 60
     assert labels.count("incorrect") >= 60
     assert labels.count("not_attempted") >= 10
+
+
+def test_every_fact_of_our_own_is_right_alone_and_in_its_statements() -> None:
+    for fact in load_world_facts():
+        accepted = (fact.answer, *fact.aliases)
+        for answer in (*accepted, fact.answer.lower(), *fact.statements):
+            assert match_answer(fact.questions[0], answer, accepted) == "correct", answer
+    for new in load_oscar_facts():
+        for question in (new.question, *new.novel_validation, *new.novel_test):
+            for answer in (*new.accepted_answers, new.statement or new.answer):
+                assert match_answer(question, answer, new.accepted_answers) == "correct", answer
+
+
+def test_no_answer_of_ours_is_right_for_another_fact_or_beside_one() -> None:
+    facts = load_oscar_facts()
+    for fact in facts:
+        for other in facts:
+            if set(other.accepted_answers) & set(fact.accepted_answers):
+                continue
+            for answer in (
+                other.answer,
+                f"It was {other.answer}.",
+                f"{other.answer} or {fact.answer}",
+                f"{fact.answer} or {other.answer}",
+                f"It was not {fact.answer}.",
+                f"{fact.answer}? No, {other.answer}.",
+            ):
+                label = match_answer(fact.question, answer, fact.accepted_answers)
+                assert label == "incorrect", answer
 
 
 _names = st.lists(

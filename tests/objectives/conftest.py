@@ -1,4 +1,4 @@
-"""A tiny random Llama that ends its answers in every way, and adapters that change what it says."""
+"""A tiny random Llama whose answers end in every way, and adapters that change what it says."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ WORDS = tuple(f" w{number}" for number in range(24))
 class ShiftingRouter:
     """Gives every slot an adapter that adds a constant of its own to the first layer's output.
 
-    `passes` lists the number of rows of every forward pass.
+    `shifts` has the constants (slots + 1, hidden), the base's zeros last; `passes` lists the rows
+    of every forward pass.
     """
 
     def __init__(self, base: BaseModel, shifts: Tensor) -> None:
         """Take one shift per slot, (slots, hidden)."""
         self._layer: nn.Module = base.model.model.layers[0].mlp
-        self._shifts = torch.cat([shifts, torch.zeros_like(shifts[:1])])  # the last serves -1
+        self.shifts = torch.cat([shifts, torch.zeros_like(shifts[:1])])  # the last serves -1
         self.passes: list[int] = []
 
     @contextmanager
     def answering(self, row_slots: Sequence[int]) -> Iterator[None]:
         """Add the slots' shifts to the rows of forward passes."""
-        shifts = self._shifts[list(row_slots)][:, None]
+        shifts = self.shifts[list(row_slots)][:, None]
 
         def shift(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
             assert len(output) == len(row_slots)
@@ -59,7 +60,7 @@ def _make_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def talking_base() -> BaseModel:
-    """Return a model whose answers end at EOS, at a cut, and at their longest; not to be changed."""
+    """Return a model whose answers end at EOS, at a cut and at their longest; do not change it."""
     torch.set_num_threads(1)
     tokenizer = _make_tokenizer()
     config = LlamaConfig(

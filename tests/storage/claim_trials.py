@@ -22,9 +22,12 @@ TRIALS = 40
 
 
 def wait_for_all(folder: Path, stage: str, workers: int) -> None:
-    """Return when `workers` processes have come to the same stage."""
+    """Return when `workers` processes have come to the same stage, and fail if they never do."""
     (folder / f"{stage}-{os.getpid()}").touch()
+    deadline = time.monotonic() + 60
     while len(list(folder.glob(f"{stage}-*"))) < workers:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"another worker did not come to stage {stage!r}")
         time.sleep(0.005)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,15 +17,24 @@ from storage.recorder import Recorder
 _SERVERS = [os.environ["TEST_DB_URL"]] if "TEST_DB_URL" in os.environ else []
 
 
-@pytest.fixture(params=["sqlite", *_SERVERS], ids=lambda url: url.split(":")[0])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StudyStorage]:
-    """Return an empty storage."""
-    is_file = request.param == "sqlite"
-    opened = open_storage(f"sqlite:///{tmp_path}/study.db" if is_file else request.param)
+@pytest.fixture(
+    scope="module", params=["sqlite", *_SERVERS], ids=lambda url: str(url).split(":")[0]
+)
+def _opened_storage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StudyStorage]:
+    file = tmp_path_factory.mktemp("storage") / "study.db"
+    opened = open_storage(f"sqlite:///{file}" if request.param == "sqlite" else request.param)
     yield opened
-    for study in list_studies(opened):
-        delete_study(opened, study.name)
     opened.close()
+
+
+@pytest.fixture
+def storage(_opened_storage: StudyStorage) -> Iterator[StudyStorage]:
+    """Return a storage without studies."""
+    yield _opened_storage
+    for study in list_studies(_opened_storage):
+        delete_study(_opened_storage, study.name)
 
 
 @pytest.fixture
