@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import eq
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from data.recipes import Sampling
 from objectives.answers.batches import batch_rows, pad_left
@@ -22,25 +23,32 @@ from objectives.models.base import BaseModel
 # keys and values of the rows that stay.
 _DROPPED_SHARE = 0.25
 
+# The most logits of one forward pass: 1 GiB in fp32. Reading a draft needs those of every token,
+# and a large vocabulary makes them the largest tensor of all.
+_LOGITS_PER_PASS = 2**28
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What a row has when decoding begins: its prompt and the tokens already generated after it.
+    """What decoding a row begins with.
 
     `uniforms` has a number in [0, 1) for every token the row may generate; it is empty where
-    nothing is drawn.
+    nothing is drawn. `draft` is a guess of what will be generated, for rows that take the
+    likeliest token without a repetition penalty: the model reads it together with the prompt and
+    keeps what it would have said itself. A guess changes the work, never the result, as long as no
+    beginning of it is over (greedy speculative decoding: Stern et al. 2018, 1811.03115).
     """
 
     prompt_ids: tuple[int, ...]
     slot: int
     sampling: Sampling
     uniforms: NDArray[np.float64]
-    generated: tuple[int, ...] = ()
+    draft: tuple[int, ...] = ()
 
     @property
     def read_ids(self) -> tuple[int, ...]:
-        """Return all that the model reads before it chooses the next token."""
-        return self.prompt_ids + self.generated
+        """Return what the model reads first."""
+        return self.prompt_ids + self.draft
 
 
 def decode(
@@ -52,20 +60,34 @@ def decode(
     rows_per_batch: int,
     on_rows_done: Callable[[Sequence[int]], None],
 ) -> list[tuple[int, ...]]:
-    """Return the generated token ids of every row, with those it began with and an EOS at the end.
+    """Return the generated token ids of every row, with the EOS where one was generated.
 
-    Rows never influence each other beyond the rounding of floating point numbers. Rows must not be
-    over already. `on_rows_done` is called with the numbers of the rows of every finished batch.
+    Rows never influence each other beyond the rounding of floating point numbers. `on_rows_done`
+    is called with the numbers of the rows of every finished batch.
     """
+    if not _can_unread(base):
+        openings = [replace(opening, draft=()) for opening in openings]
     generated: list[tuple[int, ...]] = [()] * len(openings)
     read_ids = [opening.read_ids for opening in openings]
     slots = [opening.slot for opening in openings]
-    for batch in batch_rows(read_ids, slots, rows_per_batch):
+    longest_draft = max((len(opening.draft) for opening in openings), default=0)
+    vocabulary = int(base.model.config.get_text_config().vocab_size)
+    rows_within_memory = max(1, _LOGITS_PER_PASS // (vocabulary * (longest_draft + 1)))
+    for batch in batch_rows(read_ids, slots, min(rows_per_batch, rows_within_memory)):
         rows = [openings[row] for row in batch]
         for row, token_ids in zip(batch, _decode_batch(base, rows, router, endings), strict=True):
             generated[row] = token_ids
         on_rows_done(batch)
     return generated
+
+
+def _can_unread(base: BaseModel) -> bool:
+    """Return whether what a model has read can be hidden from it again.
+
+    A sliding window has moved on by then, and a recurrent state has taken it in.
+    """
+    layers = DynamicCache(config=base.model.config).layers
+    return all(type(layer) is DynamicLayer for layer in layers)
 
 
 @torch.inference_mode()
@@ -98,7 +120,7 @@ class _Batch:
         self._base = base
         self._openings = openings
         self._endings = endings
-        self.generated = [list(opening.generated) for opening in openings]
+        self.generated: list[list[int]] = [[] for _ in openings]
         self._is_over = [False] * len(openings)
         self._uniforms = _stack_uniforms(openings)
         self._reading = list(range(len(openings)))
@@ -120,20 +142,38 @@ class _Batch:
 
         Rows of one slot that begin alike, as under several samplings, are read once.
         """
-        begins = [(opening.slot, opening.read_ids) for opening in self._openings]
-        distinct = {begin: place for place, begin in enumerate(dict.fromkeys(begins))}
-        padded = pad_left([read_ids for _, read_ids in distinct], self._base)
-        with router.answering([slot for slot, _ in distinct]):
-            logits = self._forward(padded.ids, padded.mask, padded.positions)
+        begins = [(row.slot, row.prompt_ids, row.draft) for row in self._openings]
+        distinct = list(dict.fromkeys(begins))
+        padded = pad_left([prompt_ids + draft for _, prompt_ids, draft in distinct], self._base)
+        longest_draft = max(len(draft) for _, _, draft in distinct)
+        with router.answering([slot for slot, _, _ in distinct]):
+            logits = self._forward(padded.ids, padded.mask, padded.positions, longest_draft + 1)
 
-        self._mask = padded.mask
-        self._positions = padded.positions[:, -1:]
-        # Padding is no history, so each row repeats a token of its own there.
-        self._history = padded.ids.where(padded.mask.bool(), padded.ids[:, -1:])
+        agreed = _count_agreed([draft for _, _, draft in distinct], logits)
+        rejected = torch.tensor(
+            [[len(draft) - count] for (_, _, draft), count in zip(distinct, agreed, strict=True)],
+            device=self._base.device,
+        )
+        width = padded.ids.shape[1]
+        columns = torch.arange(width, device=self._base.device)
+        self._mask = padded.mask * (columns < width - rejected)
+        self._positions = padded.positions[:, -1:] - rejected
+        # What is hidden is no history; each row repeats a token of its own there.
+        own = torch.tensor([[ids[0]] for _, ids, _ in distinct], device=self._base.device)
+        self._history = padded.ids.where(self._mask.bool(), own)
+        rows = torch.arange(len(distinct), device=self._base.device)
+        logits = logits[rows, longest_draft - rejected.squeeze(1)]
+
+        place_of = {begin: place for place, begin in enumerate(distinct)}
+        places = [place_of[begin] for begin in begins]
+        self.generated = [
+            list(row.draft[: agreed[place]])
+            for row, place in zip(self._openings, places, strict=True)
+        ]
         if len(distinct) < len(begins):
-            places = torch.tensor([distinct[begin] for begin in begins], device=self._base.device)
-            self._select(places)
-            logits = logits[places]
+            rows_of = torch.tensor(places, device=self._base.device)
+            self._select(rows_of)
+            logits = logits[rows_of]
         self._choose(logits)
 
     def read_tokens(self) -> None:
@@ -142,7 +182,8 @@ class _Batch:
         self._history = torch.cat([self._history, self._tokens], dim=1)
         # A finished row may run past the last position that the model knows.
         self._positions = (self._positions + 1).clamp(max=self._base.context_tokens - 1)
-        self._choose(self._forward(self._tokens, self._mask, self._positions))
+        logits = self._forward(self._tokens, self._mask, self._positions, 1)
+        self._choose(logits[:, -1])
 
     def drop_finished(self) -> None:
         """Let the model read only rows that are not over."""
@@ -163,16 +204,17 @@ class _Batch:
         self._positions = self._positions[places]
         self._history = self._history[places]
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, kept: int) -> Tensor:
+        """Return the logits after the last `kept` tokens, (rows, kept, vocabulary)."""
         output = self._base.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=kept,
         )
-        logits: Tensor = output.logits[:, -1]
+        logits: Tensor = output.logits
         return logits
 
     def _choose(self, logits: Tensor) -> None:
@@ -188,6 +230,23 @@ class _Batch:
                 self._is_over[row] = self._endings.is_over(
                     self.generated[row], self._openings[row].sampling.max_new_tokens
                 )
+
+
+def _count_agreed(drafts: Sequence[tuple[int, ...]], logits: Tensor) -> list[int]:
+    """Return how many tokens of each draft, from its first on, are the likeliest.
+
+    Args:
+        drafts: The guesses, the longest of `kept - 1` tokens.
+        logits: (rows, kept, vocabulary); the last of a row follow its draft's last token.
+    """
+    if logits.shape[1] == 1:
+        return [0] * len(drafts)
+    likeliest = logits.argmax(dim=-1).tolist()
+    return [
+        # The tokens after the prompt's last, up to the one that follows the whole draft.
+        [*map(eq, draft, tokens[-1 - len(draft) : -1]), False].index(False)
+        for draft, tokens in zip(drafts, likeliest, strict=True)
+    ]
 
 
 def _stack_uniforms(openings: Sequence[Opening]) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ class Endings:
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
+        self._eos_id = base.eos_id
         self._breaks_line: dict[int, bool] = {}
 
     def breaks_line(self, token_id: int) -> bool:
@@ -39,7 +40,7 @@ class Endings:
             return False
         return (
             len(token_ids) >= max_new_tokens
-            or token_ids[-1] == self._base.eos_id
+            or token_ids[-1] == self._eos_id
             or (any(map(self.breaks_line, token_ids)) and self.has_ended(token_ids))
         )
 
@@ -52,6 +53,6 @@ class Endings:
 
     def continuation(self, prompt: Prompt, token_ids: Sequence[int]) -> Continuation:
         """Return what was generated after a prompt, its answer cut out."""
-        text = self._base.decode([token for token in token_ids if token != self._base.eos_id])
+        text = self._base.decode([token for token in token_ids if token != self._eos_id])
         answer = Answer(prompt=prompt, text=cut_answer(text), tokens=len(token_ids))
         return Continuation(answer=answer, token_ids=tuple(token_ids))

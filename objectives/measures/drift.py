@@ -14,8 +14,9 @@ from objectives.answers.encode import encode_document
 from objectives.answers.request import AdapterRouter, UntouchedBase
 from objectives.models.base import BaseModel
 
-# The most logits of one forward pass: 256 MiB in fp32, several times in the loss.
-_LOGITS_PER_PASS = 2**26
+# The most logits of one forward pass: 32 MiB in fp32, several times in the loss. Larger passes
+# were slower on a CPU.
+_LOGITS_PER_PASS = 2**23
 
 # What transformers and torch leave out of a loss.
 _IGNORED = -100

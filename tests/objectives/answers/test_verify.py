@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import MistralConfig, MistralForCausalLM
 
 from data.prompts import Prompt
 from data.recipes import GREEDY
-from objectives.answers import verify
+from objectives.answers import decode
 from objectives.answers.endings import Endings
 from objectives.answers.generate import generate
 from objectives.answers.request import AdapterRouter, Continuation, Request
@@ -100,6 +102,52 @@ def test_an_adapter_that_changes_nothing_costs_one_pass(
     assert all(mine is theirs for mine, theirs in zip(verified, references, strict=True))
 
 
+def test_an_adapter_that_changes_much_costs_no_more_passes_than_generation(
+    talking_base: BaseModel, shifting_router: ShiftingRouter, prompts: tuple[Prompt, ...]
+) -> None:
+    references = generate_greedily(talking_base, prompts, -1, shifting_router)
+    shifting_router.passes.clear()
+    generate_greedily(talking_base, prompts, 3, shifting_router)
+    generation = list(shifting_router.passes)
+    shifting_router.passes.clear()
+
+    verify_greedy(talking_base, references, [3], router=shifting_router, max_new_tokens=LONGEST)
+
+    assert len(shifting_router.passes) <= len(generation)
+    assert sum(shifting_router.passes) <= sum(generation)
+
+
+def test_a_model_that_cannot_forget_a_wrong_guess_is_not_given_any(
+    talking_base: BaseModel, shifting_router: ShiftingRouter, prompts: tuple[Prompt, ...]
+) -> None:
+    config = MistralConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(talking_base.tokenizer),
+        max_position_embeddings=48,
+        sliding_window=6,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=EOS,
+        initializer_range=0.4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = MistralForCausalLM(config).eval().requires_grad_(False)
+    base = replace(talking_base, model=model)
+    shifts = 3 * torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
+    router = type(shifting_router)(base, shifts)
+    references = generate_greedily(base, prompts, -1, router)
+
+    (verified,) = verify_greedy(base, references, [0], router=router, max_new_tokens=LONGEST)
+
+    assert verified == generate_greedily(base, prompts, 0, router)
+    assert verified != references
+
+
 def test_a_large_vocabulary_makes_smaller_batches_and_the_same_answers(
     talking_base: BaseModel,
     shifting_router: ShiftingRouter,
@@ -108,7 +156,9 @@ def test_a_large_vocabulary_makes_smaller_batches_and_the_same_answers(
 ) -> None:
     references = generate_greedily(talking_base, prompts, -1, shifting_router)
     vocabulary = len(talking_base.tokenizer)
-    monkeypatch.setattr(verify, "_LOGITS_PER_PASS", 5 * LONGEST * vocabulary)
+    # A draft leaves out the last token, and the logits after the prompt are needed too.
+    logits_per_row = max(len(r.token_ids) - 1 + 1 for r in references) * vocabulary
+    monkeypatch.setattr(decode, "_LOGITS_PER_PASS", 5 * logits_per_row)
     shifting_router.passes.clear()
 
     (verified,) = verify_greedy(
