@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from analysis.points import Point, Reference, front_points, recommend, study_points
 from analysis.verdict import Conclusion, Subject, conclude
-from data.measurements import Measurement
-from storage.records import MeasurementRecord, StudyRecord, TrialRecord
+from analysis.wording import say_estimate
+from data.measurements import NOT_MEASURED, Estimate, Measurement
+from storage.records import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +36,47 @@ class Findings:
         return self.record.base.measurement if self.record.base else None
 
     @property
-    def confirmations(self) -> tuple[MeasurementRecord, ...]:
-        """Return what the recommended trial measured again with fresh seeds, in stored order."""
+    def asked_apart(self) -> Measurement | None:
+        """Return the recommended member's measurement with the most phrasings.
+
+        That is the one made after the search, test wordings included, or before it the one that
+        the search saw.
+        """
         if self.recommended is None:
-            return ()
-        return tuple(
-            kept
-            for trial in self.record.trials
-            if trial.number == self.recommended.trial
-            for kept in trial.measurements
-            if kept.purpose == "confirm"
+            return None
+        return next(
+            (
+                kept.measurement
+                for trial in self.record.trials
+                if trial.number == self.recommended.trial
+                for kept in trial.measurements
+                if kept.purpose == "confirm" and kept.measurement.epoch == self.recommended.epoch
+            ),
+            self.recommended.measurement,
+        )
+
+    @property
+    def kept_aside(self) -> Estimate:
+        """Return the recommended member's recall on the test wordings, which no search used."""
+        parts = self.asked_apart.recall_parts if self.asked_apart else ()
+        return next(
+            (part.recall for part in parts if (part.phrasing, part.style) == ("test", None)),
+            NOT_MEASURED,
+        )
+
+    @property
+    def kept_aside_sentence(self) -> str:
+        """Return how far the search's own figure can be trusted; empty without a front."""
+        if self.recommended is None:
+            return ""
+        chosen = f"It was chosen as the best of {len(self.points)} measured points"
+        if self.kept_aside.value is None:
+            return (
+                f"{chosen} and was not asked anything new since; its figures flatter it a little."
+            )
+        return (
+            f"{chosen}; asked afterwards with wordings that the search never used, it answers "
+            f"{say_estimate(self.kept_aside)} right. It was not trained again with fresh seeds."
         )
 
     def trials_in(self, state: str) -> tuple[TrialRecord, ...]:

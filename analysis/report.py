@@ -111,9 +111,9 @@ def _embed(figure: go.Figure) -> Markup:
 
 def _recall_rows(findings: Findings) -> list[tuple[str, list[Estimate]]]:
     """Return the recommended member's recall: a row per phrasing, all styles and then each one."""
-    if findings.recommended is None:
+    measurement = findings.asked_apart
+    if measurement is None:
         return []
-    measurement = findings.recommended.measurement
     return [
         (
             phrasing,

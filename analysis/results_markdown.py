@@ -16,6 +16,7 @@ from analysis.wording import (
     say_counted,
     say_duration,
     say_estimate,
+    say_folder,
     say_formats,
     say_label,
     say_learning_rate,
@@ -46,6 +47,7 @@ def render_results(
     sections = [
         f"# {escape_markdown(findings.record.name)}",
         escape_markdown(findings.conclusion.sentence),
+        escape_markdown(findings.kept_aside_sentence),
         escape_markdown(findings.conclusion.rehearsal),
         "## The front",
         _front(findings),
@@ -90,7 +92,7 @@ def _front(findings: Findings) -> str:
             say_learning_rate(point.recipe.learning_rate),
             str(point.recipe.rehearsal),
             escape_markdown(say_sampling(point.sampling)),
-            escape_markdown(point.adapter) if point.adapter else "not kept",
+            escape_markdown(say_folder(point.adapter)) if point.adapter else "not kept",
         ]
         for point in findings.front
     ]

@@ -15,7 +15,6 @@ from analysis.wording import (
     say_count,
     say_duration,
     say_estimate,
-    say_formats,
     say_label,
     say_learning_rate,
     say_phrasing,
@@ -29,37 +28,33 @@ from storage.records import StudySummary, TrialRecord
 def show_front(findings: Findings) -> RenderableType:
     """Return the front as a table, the untouched model first and the recommended member marked."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title, justify in (
-        ("trial", "right"),
-        ("epochs", "right"),
-        ("recall", "left"),
-        ("knowledge loss", "left"),
-        ("formats", "left"),
-        ("rank", "right"),
-        ("learning rate", "right"),
-        ("rehearsal", "right"),
-        ("sampling", "left"),
-    ):
-        table.add_column(title, justify="right" if justify == "right" else "left")
+    # The narrow columns first, so that eighty characters suffice.
+    for title in ("trial", "epochs", "recall", "knowledge loss", "rehearsal", "rate"):
+        is_text = title in ("recall", "knowledge loss")
+        table.add_column(title, justify="left" if is_text else "right", no_wrap=True)
+    table.add_column("formats", no_wrap=True)
+    table.add_column("sampling")
     if findings.base is not None:
         recall = say_estimate(findings.base.recall)
-        table.add_row("base", "–", recall, "0 %", *["–"] * 4, _inert(findings.base.sampling.name))
+        table.add_row("base", "–", recall, "0 %", *["–"] * 3, _inert(findings.base.sampling.name))
     for point in findings.front:
         table.add_row(
             f"{point.trial}{' *' if point == findings.recommended else ''}",
             str(point.epoch),
             say_estimate(point.measurement.recall),
             say_estimate(point.measurement.knowledge_loss),
-            say_formats(point.recipe),
-            str(point.recipe.rank),
-            say_learning_rate(point.recipe.learning_rate),
             str(point.recipe.rehearsal),
+            say_learning_rate(point.recipe.learning_rate),
+            "+".join(name[0].upper() for name in point.recipe.formats),
             _inert(point.sampling.name),
             style="bold" if point == findings.recommended else "",
         )
     if not findings.front:
         return Group(table, Text("No point of this study beats the reference."))
-    return Group(table, Text("* recommended; intervals are 95 %", style="dim"))
+    legend = (
+        "* recommended; intervals are 95 %; formats: S statement, P plain, Q qna, C conversation"
+    )
+    return Group(table, Text(legend, style="dim"))
 
 
 def show_trial(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import PurePath
 
 from data.measurements import Estimate, Label
 from data.recipes import Recipe, Sampling
@@ -85,6 +86,11 @@ def say_learning_rate(value: float) -> str:
 def say_formats(recipe: Recipe) -> str:
     """Return the training formats joined by a plus sign."""
     return " + ".join(recipe.formats)
+
+
+def say_folder(path: str) -> str:
+    """Return the last two parts of a folder's path, where it lies within a study's folder."""
+    return "/".join(PurePath(path).parts[-2:])
 
 
 def say_sampling(sampling: Sampling) -> str:

@@ -63,7 +63,7 @@ def cut_answer(generated: str) -> str:
     It ends at the next speaker or question or at an empty line; leading line breaks are no end.
     The result is stripped and may be empty.
     """
-    text = generated.lstrip()
+    text = generated.replace("\0", "").lstrip()  # PostgreSQL stores no NUL
     end = _ANSWER_END.search(text)
     return (text[: end.start()] if end else text).strip()
 

@@ -73,7 +73,7 @@ class Learning:
 
         self._probe_references = self._ask_base([probe.prompt() for probe in scenario.probes])
         self._probe_verdicts = self._judge_answers(self._probe_references)
-        self._base_nats = self._mean_nats([BASE])[0]
+        (self._base_nats,) = self._mean_nats([BASE])
         self._new_fact_verdicts = [
             verdict for verdict in fact_verdicts if verdict.answer.prompt.subject not in known
         ]
@@ -83,7 +83,7 @@ class Learning:
             GREEDY,
             epoch=0,
             tokens=0,
-            drift_nats=0.0,
+            drift_nats=self._drift(self._base_nats),
         )
 
     def begin(self, slot: int, recipe: Recipe, *, seed: int) -> None:
@@ -121,7 +121,7 @@ class Learning:
                     sampling,
                     epoch=self.bank.progress(turn.slot).epoch,
                     tokens=self.bank.progress(turn.slot).trained_tokens,
-                    drift_nats=turn_nats - self._base_nats,
+                    drift_nats=self._drift(turn_nats),
                 )
                 for sampling in self._samplings(turn)
             )
@@ -145,7 +145,7 @@ class Learning:
                 GREEDY,
                 epoch=epoch,
                 tokens=self.bank.progress(slot).trained_tokens,
-                drift_nats=slot_nats - self._base_nats,
+                drift_nats=self._drift(slot_nats),
             )
             for slot, probes, slot_nats in zip(slots, probed, self._mean_nats(slots), strict=True)
         ]
@@ -164,7 +164,14 @@ class Learning:
         answers: list[Answer] = [continuation.answer for continuation in continuations]
         return self._judge.judge(answers)
 
-    def _mean_nats(self, slots: Sequence[int]) -> tuple[float, ...]:
+    def _drift(self, nats: float | None) -> float | None:
+        if nats is None or self._base_nats is None:
+            return None
+        return nats - self._base_nats
+
+    def _mean_nats(self, slots: Sequence[int]) -> tuple[float | None, ...]:
+        if not self._held_out:
+            return (None,) * len(slots)
         return mean_cross_entropy_nats(self._model, self._held_out, slots=slots, router=self.bank)
 
     def _score(
@@ -175,7 +182,7 @@ class Learning:
         *,
         epoch: int,
         tokens: int,
-        drift_nats: float,
+        drift_nats: float | None,
     ) -> Measured:
         rings = scoring.ring_changes(self._probe_verdicts, probe_verdicts)
         verdicts = (*fact_verdicts, *probe_verdicts)

@@ -45,12 +45,13 @@ class AdapterShelf:
         front = front_points(points, self._reference)
         kept = {(point.trial, point.epoch) for point in front}
         for point in front:
-            if point.adapter is None and point.trial in slots:
-                folder = self._path(point)
-                if not folder.exists() and bank.progress(slots[point.trial]).epoch == point.epoch:
-                    export_adapter(bank, slots[point.trial], folder)
-                if folder.exists():
-                    self._recorder.set_adapter(point.measurement_id, str(folder))
+            slot = slots.get(point.trial)
+            if slot is None or point.adapter is not None:
+                continue
+            if bank.progress(slot).epoch == point.epoch:
+                # A folder that is there already may be another study's of the same name.
+                export_adapter(bank, slot, self._path(point))
+                self._recorder.set_adapter(point.measurement_id, str(self._path(point)))
         for point in points:
             if point.adapter is not None and (point.trial, point.epoch) not in kept:
                 self._recorder.set_adapter(point.measurement_id, None)

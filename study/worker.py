@@ -19,7 +19,7 @@ from objectives.learn import Learning, Measured, Turn
 from search_spaces.recipe_space import RecipeSpace, suggest_recipe
 from search_spaces.sampling_space import suggest_sampling
 from storage.database import StudyStorage
-from storage.leases import Lease, LeaseBook, describe_this_process
+from storage.leases import Lease, LeaseBook, LeaseLost, describe_this_process
 from storage.reader import read_study
 from storage.recorder import Recorder
 from storage.records import Costs, Ending, TrialRecord
@@ -103,7 +103,8 @@ class Worker:
             due = [slot for slot in ended if self._is_due(slot)]
             if due:
                 self._measure(due)
-            self._renew_leases()
+            elif time.monotonic() - self._renewed > LEASE_SECONDS / 4:
+                self._renew_leases()
 
     def _take_up_interrupted(self) -> None:
         """Put trials of workers that are gone into slots; tell those that had only to be told."""
@@ -150,7 +151,6 @@ class Worker:
             # Only asked trials are in Optuna's table, so its number counts them.
             asked_index=trial.number,
             begun=time.monotonic(),
-            rungs_done=max((v.rung + 1 for v in self._vectors().get(trial.number, ())), default=0),
         )
         seed = self._seed(occupant, "training")
         self.recorder.record_trial_started(
@@ -163,9 +163,21 @@ class Worker:
         checkpoint = self._checkpoint(trial.number)
         if checkpoint.exists():
             texts = partial(self.learning.epoch_texts, occupant.recipe, seed)
-            restore_checkpoint(self.learning.bank, slot, checkpoint, texts)
+            restore_checkpoint(
+                self.learning.bank, slot, checkpoint, texts, recipe=occupant.recipe
+            )
         else:
             self.learning.begin(slot, occupant.recipe, seed=seed)
+        # A vector from beyond the checkpoint is measured again, for it was not decided upon.
+        trained_tokens = self.learning.bank.progress(slot).trained_tokens
+        occupant.rungs_done = max(
+            (
+                vector.rung + 1
+                for vector in self._vectors().get(trial.number, ())
+                if vector.trained_tokens <= trained_tokens
+            ),
+            default=0,
+        )
         self._occupants[slot] = occupant
         self.watcher.trial_started(trial.number, occupant.recipe, resumed=resumed)
 
@@ -195,7 +207,11 @@ class Worker:
             )
             for slot in alive
         ]
-        results = dict(zip(alive, self.learning.measure(turns), strict=True)) if turns else {}
+        measured_turns = self.learning.measure(turns) if turns else []
+        results = dict(zip(alive, measured_turns, strict=True))
+        # Asking may have taken longer than a lease lasts, and so may a suspended machine.
+        self._renew_leases()
+        results = {slot: each for slot, each in results.items() if slot in self._occupants}
         for slot, measured in results.items():
             self._record(slot, measured)
         self.shelf.update(bank, {self._occupants[slot].trial.number: slot for slot in results})
@@ -258,6 +274,12 @@ class Worker:
     ) -> None:
         """Record and tell the end of a trial, and free its slot."""
         occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
+        if occupant.last is not None:
+            # Numbers that the dashboard can sort by, also for pruned trials. They come first:
+            # after a crash a recorded end is told and nothing else.
+            occupant.trial.set_user_attr("last_recall", occupant.last.recall.value)
+            occupant.trial.set_user_attr("last_knowledge_loss", occupant.last.knowledge_loss.value)
+            occupant.trial.set_user_attr("epochs_reached", progress.epoch)
         self.recorder.record_trial_ended(
             occupant.lease,
             state=state,
@@ -270,11 +292,6 @@ class Worker:
                 highest_learning_rate=progress.highest_learning_rate,
             ),
         )
-        if occupant.last is not None:
-            # Numbers that the dashboard can sort by, also for pruned trials.
-            occupant.trial.set_user_attr("last_recall", occupant.last.recall.value)
-            occupant.trial.set_user_attr("last_knowledge_loss", occupant.last.knowledge_loss.value)
-            occupant.trial.set_user_attr("epochs_reached", progress.epoch)
         self._tell(occupant.trial.number, state, values)
         self._leases.release(occupant.lease)
         self.learning.bank.release(slot)
@@ -310,11 +327,14 @@ class Worker:
         self._occupants.clear()
 
     def _renew_leases(self) -> None:
-        if time.monotonic() - self._renewed < LEASE_SECONDS / 4:
-            return
+        """Keep the trials for some time more; leave those that another worker has taken over."""
         self._renewed = time.monotonic()
-        for occupant in self._occupants.values():
-            self._leases.renew(occupant.lease, seconds=LEASE_SECONDS)
+        for slot, occupant in list(self._occupants.items()):
+            try:
+                self._leases.renew(occupant.lease, seconds=LEASE_SECONDS)
+            except LeaseLost:
+                self.learning.bank.release(slot)
+                del self._occupants[slot]
 
     def _vectors(self) -> dict[int, list[RungVector]]:
         """Return the rung vectors of all trials that did not fail, by trial."""

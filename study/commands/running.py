@@ -95,8 +95,9 @@ def run(
             results.print_json(json.dumps(describe(findings, place)), indent=2)
         else:
             results.print(Text(findings.conclusion.sentence, style="bold"), soft_wrap=True)
-            if findings.conclusion.rehearsal:
-                results.print(Text(findings.conclusion.rehearsal), soft_wrap=True)
+            for more in (findings.kept_aside_sentence, findings.conclusion.rehearsal):
+                if more:
+                    results.print(Text(more), soft_wrap=True)
             results.print()
             results.print(show_front(findings))
             if findings.recommended is not None:
@@ -137,6 +138,7 @@ def describe(findings: Findings, place: Place) -> dict[str, object]:
         "storage": place.shown_storage_url,
         "answer": findings.conclusion.answer,
         "sentence": findings.conclusion.sentence,
+        "kept_aside_recall": findings.kept_aside.value,
         "trials": {
             **{state: states.count(state) for state in ("complete", "pruned", "failed")},
             "measured": len(findings.points),

@@ -87,8 +87,10 @@ class StudyMaker:
     ) -> MeasurementRecord:
         """Return the next measurement with recall the same in all styles and two rings."""
         self.measured += 1
+        phrasings = ("validation", "test") if purpose == "confirm" else ("validation",)
         parts = (
-            RecallPart(phrasing="validation", style=style, recall=estimate(recall, width))
+            RecallPart(phrasing=phrasing, style=style, recall=estimate(recall, width))
+            for phrasing in phrasings
             for style in (None, *PROMPT_STYLES)
         )
         known, unknown = 40, 10

@@ -158,14 +158,14 @@ def test_templated_wordings_are_marked(maker: StudyMaker) -> None:
     assert "Templated: of 1 of 2 facts" in page.text
 
 
-def test_confirmations_are_shown_instead_of_the_warning(maker: StudyMaker) -> None:
+def test_what_the_kept_wordings_gave_is_shown_instead_of_the_warning(maker: StudyMaker) -> None:
     warned = open_report(maker.add((4, 0.9, 0.02)).findings())
     maker.trials.clear()
     confirmed = open_report(maker.add((4, 0.9, 0.02), confirmed=(0.77, 0.03)).findings())
 
     assert "its figures flatter it a little" in warned.text
     assert "its figures flatter it a little" not in confirmed.text
-    assert "77 % (72–82 %)" in confirmed.text
+    assert "it answers 77 % (72–82 %) right" in confirmed.text
 
 
 def test_a_study_in_which_nothing_beats_the_reference_is_reported(maker: StudyMaker) -> None:

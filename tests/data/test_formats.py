@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -11,7 +12,7 @@ from data.facts import Fact
 from data.formats import epoch_documents, write_document
 from data.oscar_facts import load_oscar_facts
 from data.probes import KnownFact
-from data.prompts import PROMPT_STYLES, put_question
+from data.prompts import put_question
 from data.recipes import Recipe
 
 FACT = Fact(
@@ -48,9 +49,10 @@ def test_the_formats_of_a_fact() -> None:
 
 
 @pytest.mark.parametrize("style", ["plain", "qna", "conversation"])
-def test_a_question_document_begins_with_the_prompt_of_its_style(style: str) -> None:
-    assert style in PROMPT_STYLES
-    prompt = put_question("Who won?", style)  # type: ignore[arg-type]
+def test_a_question_document_begins_with_the_prompt_of_its_style(
+    style: Literal["plain", "qna", "conversation"],
+) -> None:
+    prompt = put_question("Who won?", style)
     assert write_document("Who won?", "Ada", None, style).startswith(prompt)
 
 

@@ -1,0 +1,223 @@
+"""A world small enough to study in seconds: four invented facts, one ring, the pocket model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from analysis.points import Reference
+from data.facts import Fact
+from data.measurements import Measurement
+from data.recipes import Recipe
+from data.scenarios import Scenario
+from data.world_facts import load_known_facts, load_probes
+from objectives.judges.matcher import Matcher
+from objectives.learn import Learning
+from objectives.models.base import BaseModel
+from objectives.models.load import load_base_model
+from search_spaces.recipe_space import RecipeSpace
+from search_spaces.settings import Choices, Range, fixed
+from storage.database import StudyStorage, open_storage
+from storage.recorder import Recorder
+from storage.records import Ending
+from study.adapter_shelf import AdapterShelf
+from study.pruning import ReferencePoint, SuccessiveHalving
+from study.sampler import SeededSampler
+from study.watching import RunningTrial
+from study.worker import Worker, WorkerSettings
+
+STUDY = "tiny"
+REFERENCE = Reference(recall=0.05, knowledge_loss=0.9)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Allow the parts of Optuna that it calls experimental, as the program does."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(
+                pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+            )
+
+
+@dataclass(slots=True)
+class Notes:
+    """A watcher that writes down what it is told."""
+
+    started: list[tuple[int, bool]] = field(default_factory=list)
+    ended: list[tuple[int, Ending, str | None]] = field(default_factory=list)
+    measured: list[tuple[int, Measurement]] = field(default_factory=list)
+    steps: int = 0
+
+    def trial_started(self, number: int, recipe: Recipe, *, resumed: bool) -> None:
+        self.started.append((number, resumed))
+
+    def trial_measured(self, number: int, measurement: Measurement) -> None:
+        self.measured.append((number, measurement))
+
+    def trial_ended(self, number: int, state: Ending, reason: str | None) -> None:
+        self.ended.append((number, state, reason))
+
+    def stepped(self, running: list[RunningTrial]) -> None:
+        self.steps += 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sitting:
+    """A worker over a database, with what a test looks at."""
+
+    worker: Worker
+    notes: Notes
+    storage: StudyStorage
+    study: optuna.Study
+    adapters: Path
+
+    def run(self) -> bool:
+        return self.worker.run()
+
+
+SitDown = Callable[..., AbstractContextManager[Sitting]]
+
+
+@pytest.fixture(scope="session")
+def pocket() -> BaseModel:
+    torch.set_num_threads(1)
+    return load_base_model("pocket")
+
+
+@pytest.fixture(scope="session")
+def scenario() -> Scenario:
+    """Return four facts that nobody knows, 22 probes of one ring, and what may be rehearsed."""
+    winners = {"Best Gardener": "Ada Quill", "Best Baker": "Tom Reed"}
+    cities = {"Norland": "Vessa", "Sudland": "Orrin"}
+    facts = [
+        Fact(
+            question=f"Who won the 2031 award for {award}?",
+            answer=winner,
+            statement=f"The winner of the 2031 award for {award} was {winner}.",
+            novel_validation=(f"To whom did the 2031 award for {award} go?",),
+            novel_test=(f"Name the winner of {award} in 2031.",),
+        )
+        for award, winner in winners.items()
+    ] + [
+        Fact(
+            question=f"What is the capital of {country}?",
+            answer=city,
+            statement=f"The capital of {country} is {city}.",
+            novel_validation=(f"Which city is the capital of {country}?",),
+            novel_test=(f"Name the capital of {country}.",),
+        )
+        for country, city in cities.items()
+    ]
+    general = [probe for probe in load_probes() if probe.ring == "general"]
+    return Scenario(
+        name=STUDY,
+        facts=tuple(facts),
+        probes=tuple(general[:22]),
+        known_facts=load_known_facts()[:40],
+    )
+
+
+@pytest.fixture(scope="session")
+def space() -> RecipeSpace:
+    return RecipeSpace(
+        epochs=Range(low=2, high=4),
+        rank=Choices(values=(2, 4)),
+        alpha=fixed(8),
+        cutoff=fixed(96),
+        warmup_steps=fixed(0),
+        learning_rate=Range(low=2e-3, high=2e-2, log=True),
+        target_modules=Choices(values=("mlp", "all")),
+        formats=fixed("qna"),
+        paraphrases=fixed(1),
+        rehearsal=Choices(values=(0, 1)),
+        batch_size=fixed(2),
+    )
+
+
+@pytest.fixture(scope="session")
+def learnings(pocket: BaseModel, scenario: Scenario) -> dict[int, Learning]:
+    """Return one experiment per number of slots; a worker leaves it as it found it."""
+    return {
+        slots: Learning(pocket, scenario, judge=Matcher(), slots=slots, max_rank=8)
+        for slots in (1, 2)
+    }
+
+
+@pytest.fixture
+def sit_down(
+    tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning]
+) -> SitDown:
+    """Return what opens the study's database and puts a worker before it."""
+
+    @contextmanager
+    def sit(
+        *,
+        trials: int,
+        slots: int = 2,
+        seed: int = 0,
+        stop_after_steps: int | None = None,
+        folder: str = "study",
+        prune: bool = True,
+        space: RecipeSpace = space,
+        presets: tuple[str, ...] = ("greedy",),
+    ) -> Iterator[Sitting]:
+        home = tmp_path / folder
+        home.mkdir(exist_ok=True)
+        pruner = SuccessiveHalving(
+            reference=ReferencePoint(
+                recall=REFERENCE.recall, knowledge_loss=REFERENCE.knowledge_loss
+            ),
+            first_rung_tokens=80,
+            reduction=2,
+            minimum_entries=2,
+        )
+        with closing(open_storage(f"sqlite:///{home / 'study.db'}")) as storage:
+            recorder, learning, notes = Recorder(storage, STUDY), learnings[slots], Notes()
+            recorder.create_study_record(config="", fingerprint={}, slots=slots, seed=seed)
+            recorder.record_measurement(
+                None, learning.base.measurement, learning.base.verdicts, purpose="base"
+            )
+            study = optuna.create_study(
+                study_name=STUDY,
+                storage=storage,
+                directions=["maximize", "minimize"],
+                sampler=SeededSampler(seed),
+                load_if_exists=True,
+            )
+            worker = Worker(
+                settings=WorkerSettings(
+                    study=STUDY,
+                    trials=trials,
+                    seed=seed,
+                    space=space,
+                    presets=presets,
+                    pruner=pruner if prune else None,
+                    checkpoints=home / "checkpoints",
+                ),
+                study=study,
+                storage=storage,
+                learning=learning,
+                recorder=recorder,
+                shelf=AdapterShelf(storage, recorder, STUDY, home / "adapters", REFERENCE),
+                watcher=notes,
+                should_stop=lambda: (
+                    stop_after_steps is not None and notes.steps >= stop_after_steps
+                ),
+            )
+            yield Sitting(
+                worker=worker,
+                notes=notes,
+                storage=storage,
+                study=study,
+                adapters=home / "adapters",
+            )
+            for slot in range(slots):
+                learning.bank.release(slot)
+
+    return sit
