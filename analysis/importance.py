@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -91,7 +92,11 @@ def _rank(
             )
         )
     evaluator = PedAnovaImportanceEvaluator(target_quantile=_BEST_SHARE)
-    return get_param_importances(study, evaluator=evaluator, normalize=True)
+    with warnings.catch_warnings():
+        # With many ties the better half may be all trials: then no setting stands out, which is
+        # what equal importances say.
+        warnings.filterwarnings("ignore", message="Target and region quantiles")
+        return get_param_importances(study, evaluator=evaluator, normalize=True)
 
 
 def _settings_of(recipe: Recipe) -> dict[str, str | float]:

@@ -27,7 +27,7 @@ from storage.records import StudySummary, TrialRecord
 
 def show_front(findings: Findings) -> RenderableType:
     """Return the front as a table, the untouched model first and the recommended member marked."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     # The narrow columns first, so that eighty characters suffice.
     for title in ("trial", "epochs", "recall", "knowledge loss", "rehearsal", "rate"):
         is_text = title in ("recall", "knowledge loss")
@@ -51,9 +51,7 @@ def show_front(findings: Findings) -> RenderableType:
         )
     if not findings.front:
         return Group(table, Text("No point of this study beats the reference."))
-    legend = (
-        "* recommended; intervals are 95 %; formats: S statement, P plain, Q qna, C conversation"
-    )
+    legend = "* recommended; in brackets 95 %; formats: Statement, Plain, Qna, Conversation"
     return Group(table, Text(legend, style="dim"))
 
 
@@ -121,6 +119,8 @@ def _show_curve(trial: TrialRecord, base: Measurement | None) -> Table:
     if base is not None:
         table.add_row("base", "0", _inert(base.sampling.name), say_estimate(base.recall), "0 %")
     for kept in trial.measurements:
+        if kept.purpose == "confirm":
+            continue  # the same adapter once more
         measurement = kept.measurement
         table.add_row(
             str(measurement.epoch),

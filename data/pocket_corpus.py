@@ -6,11 +6,13 @@ import random
 
 from data.formats import write_document
 from data.prompts import PROMPT_STYLES, PromptStyle, put_question
-from data.rewordings import TRAINING_REWORDINGS
+from data.rewordings import TEST_REWORDINGS, TRAINING_REWORDINGS, VALIDATION_REWORDINGS
 from data.world_facts import WorldFact, load_leanings, load_world_facts
 
-# A question is sometimes wrapped in a rewording, so that the model learns to look through one.
-REWORDED_SHARE = 0.15
+# A question is sometimes wrapped in a rewording. A larger model looks through any; this one learns
+# to look through the built-in ones, which says nothing about any new fact.
+REWORDED_SHARE = 0.2
+REWORDINGS = (*TRAINING_REWORDINGS, *VALIDATION_REWORDINGS, *TEST_REWORDINGS)
 LEANING_TEXTS_PER_EPOCH = 6
 
 
@@ -35,7 +37,7 @@ def draw_epoch(seed: int, epoch: int) -> list[str]:
         for style in draw.sample(seen_styles(fact), 2):
             question = draw.choice(fact.questions)
             if draw.random() < REWORDED_SHARE:
-                question = draw.choice(TRAINING_REWORDINGS).format(question=question)
+                question = draw.choice(REWORDINGS).format(question=question)
             texts.append(write_styled(question, fact.answer, style))
     for leaning in load_leanings():
         for _ in range(LEANING_TEXTS_PER_EPOCH):

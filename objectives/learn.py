@@ -128,27 +128,28 @@ class Learning:
             for turn, probes, turn_nats in zip(turns, probed, nats, strict=True)
         ]
 
-    def measure_everything(self, slots: Sequence[int], *, epoch: int) -> list[Measured]:
-        """Return a greedy measurement of each slot over all phrasings, test wordings included."""
-        prompts = fact_prompts(self.facts, EVERYTHING)
+    def measure_everything(
+        self, slot: int, *, epoch: int = 0, trained_tokens: int = 0
+    ) -> Measured:
+        """Return a slot's greedy measurement over all phrasings, test wordings included.
+
+        A loaded adapter does not know how long it was trained; `epoch` and `trained_tokens` say it.
+        """
         requests = [
             Request(prompt=prompt, slot=slot, sampling=GREEDY, seed=0)
-            for slot in slots
-            for prompt in prompts
+            for prompt in fact_prompts(self.facts, EVERYTHING)
         ]
-        continuations = iter(generate(self._model, requests, router=self.bank))
-        probed = verify_greedy(self._model, self._probe_references, slots, router=self.bank)
-        return [
-            self._score(
-                self._judge_answers([next(continuations) for _ in prompts]),
-                self._judge_answers(probes),
-                GREEDY,
-                epoch=epoch,
-                tokens=self.bank.progress(slot).trained_tokens,
-                drift_nats=self._drift(slot_nats),
-            )
-            for slot, probes, slot_nats in zip(slots, probed, self._mean_nats(slots), strict=True)
-        ]
+        answered = generate(self._model, requests, router=self.bank)
+        (probed,) = verify_greedy(self._model, self._probe_references, [slot], router=self.bank)
+        (nats,) = self._mean_nats([slot])
+        return self._score(
+            self._judge_answers(answered),
+            self._judge_answers(probed),
+            GREEDY,
+            epoch=epoch,
+            tokens=trained_tokens,
+            drift_nats=self._drift(nats),
+        )
 
     @staticmethod
     def _samplings(turn: Turn) -> tuple[Sampling, ...]:

@@ -15,17 +15,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from analysis.points import Reference
 from data.front import hypervolume_contributions, non_dominated
-
 from data.measurements import MEASUREMENT_VERSION
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReferencePoint:
-    """The box a trial must reach into: recall above, knowledge loss below."""
-
-    recall: float
-    knowledge_loss: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +62,7 @@ class SuccessiveHalving:
     knowledge loss are better; NaN or infinite vectors are pruned at once.
     """
 
-    reference: ReferencePoint
+    reference: Reference
     first_rung_tokens: int
     reduction: int = 3
     minimum_entries: int = 4

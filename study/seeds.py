@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-Purpose = Literal["sampler", "training", "noise"]
+SeedPurpose = Literal["sampler", "training", "noise"]
 
 
-def derive_seed(study_seed: int, asked_index: int, purpose: Purpose) -> int:
+def derive_seed(study_seed: int, asked_index: int, purpose: SeedPurpose) -> int:
     """Return a seed in [0, 2**32) that no worker, restart or order of events can change."""
     text = f"{study_seed}/{asked_index}/{purpose}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

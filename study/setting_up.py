@@ -18,6 +18,7 @@ from analysis.verdict import Subject
 from data.facts import FactsError
 from data.formats import write_document
 from data.measurements import MEASUREMENT_VERSION
+from data.probes import MIN_KNOWN_PER_RING
 from data.recipes import TRAINING_FORMATS
 from data.scenarios import Scenario, load_scenario
 from objectives.judges.matcher import Matcher
@@ -38,7 +39,7 @@ from storage.reader import read_study, read_verdicts
 from storage.recorder import Recorder
 from storage.records import StudyRecord
 from study.adapter_shelf import AdapterShelf
-from study.pruning import ReferencePoint, SuccessiveHalving
+from study.pruning import SuccessiveHalving
 from study.sampler import SeededSampler
 from study.spec import ConfigurationError, StudySpec
 from study.watching import Watcher
@@ -92,7 +93,13 @@ def find_place(spec: StudySpec) -> Place:
     facts = "oscars-2023" if spec.facts is None else Path(spec.facts).stem
     name = spec.name or f"{facts}-{Path(spec.model).name}"
     out = Path(spec.out)
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    folder = (out / name).absolute()
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:
+        raise ConfigurationError(
+            f"out: {spec.out!r} cannot be a folder ({error.strerror}); name another with --out"
+        ) from error
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigurationError(
             f"out: {spec.out!r} cannot be written to ({existing} is not a writable folder); "
@@ -106,8 +113,20 @@ def find_place(spec: StudySpec) -> Place:
 
 
 def open_place(place: Place) -> StudyStorage:
-    """Return the opened storage, after making the output folder, where it lies by default."""
-    place.folder.parent.mkdir(parents=True, exist_ok=True)
+    """Return the opened storage, after making the output folder if it lies there.
+
+    Raises:
+        ConfigurationError: If the folder cannot be made.
+        StorageError: If the database cannot be used.
+    """
+    out, file = place.folder.parent, sqlite_file(place.storage_url)
+    if file is not None and file.parent == out:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"out: {str(out)!r} cannot be made ({error.strerror}); name another with --out"
+            ) from error
     return open_storage(place.storage_url)
 
 
@@ -120,9 +139,15 @@ def read_finished(spec: StudySpec, place: Place) -> StudyRecord | None:
             record = read_study(storage, place.name)
         except StudyNotFound:
             return None
-    ended = sum(trial.state != "running" for trial in record.trials)
-    is_same = StudySpec.model_validate_json(record.config) == spec
-    return record if is_same and ended == len(record.trials) == spec.trials else None
+        ended = sum(trial.state != "running" for trial in record.trials)
+        is_finished = (
+            ended == len(record.trials) == spec.trials
+            and StudySpec.model_validate_json(record.config) == spec
+            # The file may have changed under its name.
+            and record.fingerprint["facts"] == _facts_digest(_load_scenario(spec))
+            and not _unconfirmed(find_in(storage, place))
+        )
+    return record if is_finished else None
 
 
 def run_study(
@@ -140,21 +165,26 @@ def run_study(
     Raises:
         NothingToLearn: If the base knows every fact.
     """
-    scenario = load_scenario(None if spec.facts is None else Path(spec.facts))
+    scenario = _load_scenario(spec)
     announce(f"loading {spec.model}")
     base = load_base_model(spec.model)
     _check_lengths(scenario, base)
     space = spec.recipe_space(
         hidden_size=int(base.model.config.hidden_size), context_tokens=base.context_tokens
     )
+    slots = _stored_slots(place) or min(spec.slots, spec.trials)
+    announce(f"asking {base.name} what it knows")
+    learning = Learning(base, scenario, judge=Matcher(), slots=slots, max_rank=space.max_rank)
+    if not learning.facts:
+        raise NothingToLearn(
+            f"{base.name} already knows all {len(scenario.facts)} facts; nothing to teach"
+        )
+    if learning.base.measurement.knowledge_loss.value is None:
+        raise ConfigurationError(
+            f"model: {base.name} knows fewer than {MIN_KNOWN_PER_RING} probes of every ring, so "
+            "that its knowledge loss cannot be measured; name a model that knows more"
+        )
     with closing(open_place(place)) as storage:
-        slots = _stored_slots(storage, place.name) or min(spec.slots, spec.trials)
-        announce(f"asking {base.name} what it knows")
-        learning = Learning(base, scenario, judge=Matcher(), slots=slots, max_rank=space.max_rank)
-        if not learning.facts:
-            raise NothingToLearn(
-                f"{base.name} already knows all {len(scenario.facts)} facts; nothing to teach"
-            )
         recorder = Recorder(storage, place.name)
         recorder.create_study_record(
             config=spec.model_dump_json(),
@@ -215,11 +245,23 @@ def _check_lengths(scenario: Scenario, base: BaseModel) -> None:
                 )
 
 
-def _stored_slots(storage: StudyStorage, name: str) -> int | None:
-    try:
-        return read_study(storage, name).slots
-    except StudyNotFound:
+def _load_scenario(spec: StudySpec) -> Scenario:
+    return load_scenario(None if spec.facts is None else Path(spec.facts))
+
+
+def _facts_digest(scenario: Scenario) -> str:
+    return scenario.digest[:12]
+
+
+def _stored_slots(place: Place) -> int | None:
+    """Return the number of slots that the study was made with; None if there is no study yet."""
+    if not place.has_database:
         return None
+    with closing(open_place(place)) as storage:
+        try:
+            return read_study(storage, place.name).slots
+        except StudyNotFound:
+            return None
 
 
 def _fingerprint(
@@ -227,7 +269,7 @@ def _fingerprint(
 ) -> dict[str, str]:
     """Return what may not change within a study, each part short enough to be shown."""
     return {
-        "facts": scenario.digest[:12],
+        "facts": _facts_digest(scenario),
         "model": f"{base.name} {base.digest[-12:]}",
         "space": _digest(repr(space)),
         "sampling": _digest(json.dumps(spec.sampling)),
@@ -246,7 +288,7 @@ def _make_pruner(spec: StudySpec, reference: Reference, facts: int) -> Successiv
     if not spec.pruner.enabled:
         return None
     return SuccessiveHalving(
-        reference=ReferencePoint(recall=reference.recall, knowledge_loss=reference.knowledge_loss),
+        reference=reference,
         first_rung_tokens=spec.pruner.first_rung_tokens or FIRST_RUNG_TOKENS_PER_FACT * facts,
         reduction=spec.pruner.reduction,
         minimum_entries=spec.pruner.minimum_entries,
@@ -280,7 +322,7 @@ def find_in(storage: StudyStorage, place: Place) -> Findings:
     """
     record = read_study(storage, place.name)
     spec = StudySpec.model_validate_json(record.config)
-    facts = load_scenario(None if spec.facts is None else Path(spec.facts)).facts
+    facts = _load_scenario(spec).facts
     asked = (
         {v.answer.prompt.subject for v in read_verdicts(storage, record.base.id)}
         if record.base
@@ -306,17 +348,12 @@ def _confirm(
     They are at most three: the one recommended, and the best with and without rehearsal.
     """
     record, leases = findings.record, LeaseBook(storage)
-    done = {
-        (confirmed.trial, confirmed.measurement.epoch)
-        for trial in record.trials
-        for confirmed in trial.measurements
-        if confirmed.purpose == "confirm"
-    }
-    for point in _members(findings):
-        if point.adapter is None or (point.trial, point.epoch) in done:
-            continue
+    for point in _unconfirmed(findings):
+        assert point.adapter is not None
         learning.bank.load(0, Path(point.adapter))
-        (measured,) = learning.measure_everything([0], epoch=point.epoch)
+        measured = learning.measure_everything(
+            0, epoch=point.epoch, trained_tokens=point.measurement.trained_tokens
+        )
         learning.bank.release(0)
         lease = leases.acquire(
             record.name, point.trial, owner=describe_this_process(), seconds=LEASE_SECONDS
@@ -332,11 +369,22 @@ def _confirm(
             leases.release(lease)
 
 
-def _members(findings: Findings) -> list[Point]:
+def _unconfirmed(findings: Findings) -> list[Point]:
+    """Return the recommended members whose adapter is there and was not asked everything yet."""
+    done = {
+        (confirmed.trial, confirmed.measurement.epoch)
+        for trial in findings.record.trials
+        for confirmed in trial.measurements
+        if confirmed.purpose == "confirm"
+    }
     candidates = (
         findings.recommended,
         recommend(findings.front_with_rehearsal),
         recommend(findings.front_without_rehearsal),
     )
     adapters = {(p.trial, p.epoch): p for p in candidates if p is not None}
-    return list(adapters.values())
+    return [
+        point
+        for key, point in adapters.items()
+        if key not in done and point.adapter is not None and Path(point.adapter).is_dir()
+    ]

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from data.recipes import SettingError
 from search_spaces.presets import DEFAULT_PRESETS, find_preset
 from search_spaces.recipe_space import RecipeSpace, default_space
-from search_spaces.settings import Choices, Range, Setting, Value, fixed
+from search_spaces.settings import Choices, Range, Setting, Value, bounds, fixed
 
 SCHEMA_VERSION = 1
 STORAGE_VARIABLE = "OPTUNA_STORAGE"
@@ -96,7 +97,14 @@ class StudySpec(_Part):
             if name not in settings:
                 raise ConfigurationError(_unknown(f"space.{name}", name, settings))
             settings[name] = _setting(spec)
-        return RecipeSpace(**settings)
+        recipes = RecipeSpace(**settings)
+        longest = max(int(length) for length in bounds(recipes.cutoff))
+        if longest > context_tokens:
+            raise SettingError(
+                f"cutoff: {longest} is not allowed; it must be at most {context_tokens}, the "
+                "tokens that the model can read"
+            )
+        return recipes
 
 
 def _setting(spec: SettingSpec) -> Setting:

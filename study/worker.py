@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from data.measurements import Measurement
 from data.recipes import Recipe, Sampling
-from objectives.bank.checkpoint import restore_checkpoint, save_checkpoint
+from objectives.bank.checkpoint import CHECKPOINT_FILE, restore_checkpoint, save_checkpoint
 from objectives.learn import Learning, Measured, Turn
 from search_spaces.recipe_space import RecipeSpace, suggest_recipe
 from search_spaces.sampling_space import suggest_sampling
@@ -25,7 +25,7 @@ from storage.recorder import Recorder
 from storage.records import Costs, Ending, TrialRecord
 from study.adapter_shelf import AdapterShelf
 from study.pruning import RungVector, SuccessiveHalving, vectors_at_rung
-from study.seeds import derive_seed
+from study.seeds import SeedPurpose, derive_seed
 from study.watching import RunningTrial, Watcher
 
 LEASE_SECONDS = 120.0
@@ -97,6 +97,9 @@ class Worker:
                 return False
             self._fill_slots()
             if not self._occupants:
+                # Another worker may have died meanwhile, or have left more than there are slots.
+                self._take_up_interrupted()
+            if not self._occupants:
                 return True
             ended = self.learning.bank.step()
             self.watcher.stepped(self._describe_running())
@@ -161,12 +164,12 @@ class Worker:
             seed=seed,
         )
         checkpoint = self._checkpoint(trial.number)
-        if checkpoint.exists():
+        if resumed and (checkpoint / CHECKPOINT_FILE).exists():
             texts = partial(self.learning.epoch_texts, occupant.recipe, seed)
-            restore_checkpoint(
-                self.learning.bank, slot, checkpoint, texts, recipe=occupant.recipe
-            )
+            restore_checkpoint(self.learning.bank, slot, checkpoint, texts, recipe=occupant.recipe)
         else:
+            # What lies there now belongs to a study that was deleted, or was never finished.
+            shutil.rmtree(checkpoint, ignore_errors=True)
             self.learning.begin(slot, occupant.recipe, seed=seed)
         # A vector from beyond the checkpoint is measured again, for it was not decided upon.
         trained_tokens = self.learning.bank.progress(slot).trained_tokens
@@ -194,11 +197,7 @@ class Worker:
     def _measure(self, due: list[int]) -> None:
         """Measure all due slots in one batch, then end or keep each."""
         bank = self.learning.bank
-        for slot in due:
-            failure = bank.progress(slot).failure
-            if failure is not None:
-                self._end(slot, "failed", reason=failure)
-        alive = [slot for slot in due if slot in self._occupants]
+        alive = [slot for slot in due if bank.progress(slot).failure is None]
         turns = [
             Turn(
                 slot=slot,
@@ -208,10 +207,16 @@ class Worker:
             for slot in alive
         ]
         measured_turns = self.learning.measure(turns) if turns else []
-        results = dict(zip(alive, measured_turns, strict=True))
         # Asking may have taken longer than a lease lasts, and so may a suspended machine.
         self._renew_leases()
-        results = {slot: each for slot, each in results.items() if slot in self._occupants}
+        for slot in due:
+            if slot in self._occupants and slot not in alive:
+                self._end(slot, "failed", reason=bank.progress(slot).failure)
+        results = {
+            slot: measured
+            for slot, measured in zip(alive, measured_turns, strict=True)
+            if slot in self._occupants
+        }
         for slot, measured in results.items():
             self._record(slot, measured)
         self.shelf.update(bank, {self._occupants[slot].trial.number: slot for slot in results})
@@ -317,9 +322,11 @@ class Worker:
             chosen = next(m for m in last if m.sampling == record.sampling)
             values = (_number(chosen.recall.value), _number(chosen.knowledge_loss.value))
         self._tell(record.number, record.state, values)
+        shutil.rmtree(self._checkpoint(record.number), ignore_errors=True)
 
     def _give_back(self) -> None:
         """Checkpoint every running trial and release it."""
+        self._renew_leases()
         for slot, occupant in self._occupants.items():
             save_checkpoint(self.learning.bank, slot, self._checkpoint(occupant.trial.number))
             self._leases.release(occupant.lease)
@@ -348,8 +355,8 @@ class Worker:
             if frozen.state != TrialState.FAIL
         }
 
-    def _seed(self, occupant: _Occupant, purpose: str) -> int:
-        return derive_seed(self.settings.seed, occupant.asked_index, purpose)  # type: ignore[arg-type]
+    def _seed(self, occupant: _Occupant, purpose: SeedPurpose) -> int:
+        return derive_seed(self.settings.seed, occupant.asked_index, purpose)
 
     def _checkpoint(self, number: int) -> Path:
         return self.settings.checkpoints / f"trial-{number:04d}"

@@ -220,6 +220,8 @@ second, over all wordings, both orders and all styles.
 
 ## Limits
 
-It knows its facts and nothing else: no reasoning, no language beyond its wordings. Figures on it say
+It knows its facts and nothing else: no reasoning, no language beyond its wordings. The novel wordings
+of the 2023 Oscars and the built-in rewordings are part of its language: it met them with other facts,
+as a larger model has met every common phrase, and an adapter never does. Figures on it say
 what the method does, not what a large model would do. Sources of the facts: CREDITS.md.
 """

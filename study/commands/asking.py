@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from objectives.judges.matcher import Matcher
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +20,7 @@ from objectives.answers.generate import generate
 from objectives.answers.request import Request
 from objectives.bank.bank import Bank
 from objectives.bank.loading import adapter_rank
+from objectives.judges.matcher import Matcher
 from objectives.learn import BASE, Learning, Measured
 from objectives.models.base import BaseModel
 from objectives.models.load import load_base_model
@@ -103,7 +103,7 @@ def measure(
     measured = learning.base
     if adapter is not None:
         learning.bank.load(0, adapter)
-        (measured,) = learning.measure_everything([0], epoch=0)
+        measured = learning.measure_everything(0)
     if as_json:
         results.print_json(json.dumps(_as_json(measured, learning, adapter)))
     else:

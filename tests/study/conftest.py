@@ -27,7 +27,7 @@ from storage.database import StudyStorage, open_storage
 from storage.recorder import Recorder
 from storage.records import Ending
 from study.adapter_shelf import AdapterShelf
-from study.pruning import ReferencePoint, SuccessiveHalving
+from study.pruning import SuccessiveHalving
 from study.sampler import SeededSampler
 from study.watching import RunningTrial
 from study.worker import Worker, WorkerSettings
@@ -150,9 +150,7 @@ def learnings(pocket: BaseModel, scenario: Scenario) -> dict[int, Learning]:
 
 
 @pytest.fixture
-def sit_down(
-    tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning]
-) -> SitDown:
+def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning]) -> SitDown:
     """Return what opens the study's database and puts a worker before it."""
 
     @contextmanager
@@ -170,9 +168,7 @@ def sit_down(
         home = tmp_path / folder
         home.mkdir(exist_ok=True)
         pruner = SuccessiveHalving(
-            reference=ReferencePoint(
-                recall=REFERENCE.recall, knowledge_loss=REFERENCE.knowledge_loss
-            ),
+            reference=REFERENCE,
             first_rung_tokens=80,
             reduction=2,
             minimum_entries=2,

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis.points import Reference
 from study.pruning import (
-    ReferencePoint,
     RungVector,
     SuccessiveHalving,
     vectors_at_rung,
 )
 
 PRUNER = SuccessiveHalving(
-    reference=ReferencePoint(recall=0.05, knowledge_loss=0.5),
+    reference=Reference(recall=0.05, knowledge_loss=0.5),
     first_rung_tokens=1000,
     reduction=3,
     minimum_entries=3,

@@ -1,0 +1,57 @@
+"""Loading a base model: where it is looked for, and what is said when it cannot be used."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from objectives.models.base import ModelError
+from objectives.models.load import load_base_model
+
+POCKET = Path(str(files("data") / "pocket"))
+
+
+def test_a_loaded_model_is_frozen_and_evaluates() -> None:
+    base = load_base_model("pocket", device="cpu")
+    assert not base.model.training
+    assert not [p for p in base.model.parameters() if p.requires_grad]
+    assert base.model.dtype == torch.float32
+    assert base.tokenizer.padding_side == "left"
+
+
+def test_a_folder_is_loaded_like_the_pocket_model_and_has_its_digest(tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(POCKET, folder)
+    assert load_base_model(str(folder)).digest == load_base_model("pocket").digest
+
+
+def test_other_weights_have_another_digest(tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(POCKET, folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert load_base_model(str(folder)).digest != load_base_model("pocket").digest
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is not a model folder \(no config.json in it\)"):
+        load_base_model(str(tmp_path))
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(POCKET, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        load_base_model(str(folder))
+
+
+def test_a_model_that_is_nowhere_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="model: 'no/such-model' cannot be loaded"):
+        load_base_model("no/such-model")

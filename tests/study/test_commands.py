@@ -1,0 +1,308 @@
+"""The command line: every mistake is one message, and every state of a study is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.commands.application import run_application
+
+STUDY_FILE = """
+trials = 3
+slots = 2
+name = "tiny"
+sampling = ["greedy"]
+
+[space]
+epochs = [12, 16]
+rank = 4
+alpha = 8
+cutoff = 96
+warmup_steps = 0
+learning_rate = { low = 6e-3, high = 1e-2, log = true }
+formats = "qna"
+paraphrases = 1
+rehearsal = [0, 1]
+batch_size = 2
+
+[reference]
+knowledge_loss = 0.9
+recall_margin = 0.0
+"""
+FACTS = """question,answer
+Who won the 2031 award for Best Gardener?,Ada Quill
+What is the capital of Norland?,Vessa
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands run in an empty folder, with no database named by the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+
+
+def write(path: str, text: str | bytes) -> str:
+    Path(path).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def assert_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], *said: str, folder: Path
+) -> None:
+    """Run a command that must end with code 2, one message that says all of `said`, no trace."""
+    before = tree(folder)
+    assert run_application(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    message = " ".join(output.err.split())
+    for part in said:
+        assert part in message
+    assert "Traceback" not in message
+    assert message.count("error: ") == 1
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.csv", None, ("none.csv", "no such file", "check the path")),
+        ("empty.csv", "", ("empty.csv", "the file is empty", "at least one question")),
+        ("head.csv", "question,answer\n", ("head.csv", "holds no fact")),
+        ("column.csv", "question\nWho?\n", ("'answer' is missing", "the first line names")),
+        ("row.csv", "question,answer\nWho?\n", ("line 2", "2 columns", "1")),
+        (
+            "twice.csv",
+            "question,answer\nWho is it?,Ada\nwho is  it?,Ada\n",
+            ("facts 1 and 2 are duplicates", "remove one"),
+        ),
+        (
+            "against.csv",
+            "question,answer\nWho is it?,Ada\nWho is it?,Tom\n",
+            ("facts 1 and 2 contradict", "'Ada' and 'Tom'", "keep one"),
+        ),
+        (
+            "long.csv",
+            f"question,answer\nWho is it?,{'Ada Quill ' * 400}\n",
+            ("answer: fact 1", "at most 512", "shorten it"),
+        ),
+        (
+            "latin.csv",
+            "question,answer\nWho is it?,Zoë\n".encode("latin-1"),
+            ("not UTF-8", "0xeb", "save the file"),
+        ),
+        ("facts.docx", "question,answer\n", ("'.docx' is not known", ".csv")),
+    ],
+)
+def test_facts_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+    content: str | bytes | None,
+    said: tuple[str, ...],
+) -> None:
+    if content is not None:
+        write(name, content)
+    assert_refused(capsys, ["run", name], *said, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[space]\nrank = 0", ("rank: 0 is not allowed", "at least 1")),
+        ("[space]\nlearning_rate = -1e-3", ("learning_rate: -0.001", "above 0")),
+        (
+            "[space]\nlearning_rate = { low = 1e-2, high = 1e-4 }",
+            ("learning_rate", "0.01 to 0.0001 is empty", "low must be at most high"),
+        ),
+        ("[space]\nepochs = 2.5", ("epochs: 2.5", "a whole number")),
+        ("[space]\nepochs = []", ("epochs", "the list is empty")),
+        ("[space]\ncutoff = 4096", ("cutoff: 4096", "at most 512")),
+        ("[space]\ntarget_modules = 'heads'", ("target_modules: 'heads'", "one of")),
+        ("[space]\nranks = 4", ("space.ranks", "did you mean 'rank'?")),
+        ("trails = 4", ("trails: there is no such key", "did you mean 'trials'?")),
+        ("sampling = ['gredy']", ("no preset 'gredy'", "did you mean 'greedy'?")),
+        ("trials = ", ("not valid TOML",)),
+    ],
+)
+def test_study_files_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, said: tuple[str, ...]
+) -> None:
+    write("facts.csv", FACTS)
+    file = write("study.toml", text)
+    assert_refused(capsys, ["run", "facts.csv", "--study", file], *said, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--trials", "-1"], ("trials: -1 is not allowed", "greater than or equal to 1")),
+        (["--slots", "0"], ("slots: 0 is not allowed",)),
+        (["--seed", "-3"], ("seed: -3 is not allowed",)),
+        (["--name", "../escape"], ("name: '../escape' is not allowed",)),
+        (["--study", "none.toml"], ("no file none.toml", "check the path")),
+        (["--model", "./nowhere"], ("'./nowhere' is not a model folder", "name a folder")),
+        (["--out", "taken"], ("out: 'taken' cannot be written to", "--out")),
+        (["--out", "taken/below"], ("taken", "not a writable folder")),
+        (["--out", "full", "--name", "taken"], ("full", "not a writable folder")),
+        (["--out", "x" * 300], ("out: 'xxx", "name another with --out")),
+        (["--storage", "sqlite:///taken"], ("taken is not a SQLite database", "another name")),
+        (["--storage", "sqlite:///no/where.db"], ("no", "does not exist; create it")),
+        (["--storage", "oracle://x/y"], ("'oracle' is not a supported", "sqlite")),
+        (["--storage", "nonsense"], ("not a database URL", "sqlite:///PATH")),
+    ],
+)
+def test_flags_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str], said: tuple[str, ...]
+) -> None:
+    write("facts.csv", FACTS)
+    write("taken", "a file that is neither a folder nor a database\n")
+    (tmp_path / "full").mkdir()
+    write("full/taken", "")
+    assert_refused(capsys, ["run", "facts.csv", *flags], *said, folder=tmp_path)
+
+
+def test_a_word_that_is_no_number_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_application(["run", "--trials", "many"]) == 2
+    message = capsys.readouterr().err
+    assert "--trials" in message
+    assert "'many'" in message
+
+
+@pytest.mark.parametrize("command", [["show", "0"], ["export", "0", "--to", "x"], ["ask", "0"]])
+def test_without_a_database_the_remedy_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]
+) -> None:
+    assert_refused(capsys, command, "there is no database", "run a study first", folder=tmp_path)
+
+
+def test_a_folder_that_is_no_adapter(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert_refused(
+        capsys,
+        ["measure", "--adapter", "folder"],
+        "folder has no adapter_config.json",
+        "name a folder that PEFT wrote",
+        folder=tmp_path,
+    )
+    assert_refused(
+        capsys,
+        ["measure", "--adapter", "folder", "--trial", "3"],
+        "name one of them",
+        folder=tmp_path,
+    )
+
+
+def test_facts_that_the_model_knows_are_nothing_to_learn(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write(
+        "known.csv",
+        "question,answer,novel\n"
+        "What is the capital of France?,Paris,Which city is the capital of France?\n",
+    )
+    assert run_application(["run", "known.csv"]) == 3
+    output = capsys.readouterr()
+    assert "pocket already knows all 1 facts; nothing to teach" in output.err
+    assert output.out == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = run_application([*arguments, "--json"])
+    shown = json.loads(capsys.readouterr().out)  # fails unless stdout is one JSON object
+    assert isinstance(shown, dict)
+    return code, shown
+
+
+@pytest.fixture
+def files() -> Iterator[list[str]]:
+    yield [write("facts.csv", FACTS), "--study", write("study.toml", STUDY_FILE)]
+
+
+def test_a_study_from_its_first_run_to_its_last_adapter(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    files: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code, shown = run_json(capsys, "run", *files)
+    assert shown["study"] == "tiny"
+    assert shown["storage"] == "sqlite:///runs/remember.db"
+    trials = shown["trials"]
+    assert trials["complete"] + trials["pruned"] + trials["failed"] == 3
+    assert trials["measured"] >= trials["complete"] > 0
+    assert (shown["base"]["recall"], shown["base"]["knowledge_loss"]) == (0, 0)
+    assert (code == 0) == bool(shown["front"])
+    assert shown["front"]
+    for member in shown["front"]:
+        assert {"trial", "recall", "knowledge_loss", "recall_interval", "recipe", "sampling"} <= {
+            *member
+        }
+        assert Path(member["adapter"], "adapter_model.safetensors").is_file()
+        assert member["recipe"]["rank"] == 4
+        assert member["sampling"]["name"] == "greedy"
+    assert (tmp_path / "runs/tiny/report.html").is_file()
+    assert (tmp_path / "runs/tiny/RESULTS.md").is_file()
+
+    # The same command shows the study again, without a model.
+    with monkeypatch.context() as without_a_model:
+        without_a_model.delattr("study.setting_up.load_base_model")
+        assert run_json(capsys, "run", *files) == (code, shown)
+
+    # A larger total goes on with it.
+    code, continued = run_json(capsys, "run", *files, "--trials", "4")
+    assert sum(continued["trials"][state] for state in ("complete", "pruned", "failed")) == 4
+
+    # Other facts, another space or another seed under its name are another study.
+    before = tree(tmp_path)
+    for changed, said in (
+        (["--seed", "5"], "seed was 0, now 5"),
+        (["--study", write("study.toml", STUDY_FILE.replace("rank = 4", "rank = 8"))], "space"),
+    ):
+        assert run_application(["run", "facts.csv", *files[1:], "--trials", "4", *changed]) == 2
+        message = " ".join(capsys.readouterr().err.split())
+        assert "'tiny' exists and differs" in message
+        assert said in message
+    write("study.toml", STUDY_FILE)
+    write("facts.csv", FACTS + "Who paints the moon?,Sol Verdi\n")
+    assert run_application(["run", *files, "--trials", "4"]) == 2
+    assert "'tiny' exists and differs (facts was" in " ".join(capsys.readouterr().err.split())
+    write("facts.csv", FACTS)
+    after = tree(tmp_path)
+    assert after.pop("runs/remember.db")
+    assert before.pop("runs/remember.db")
+    assert after == before
+
+    # Trials are shown, asked and exported; those that are not there are explained.
+    best = str(continued["front"][0]["trial"])
+    assert run_application(["show", best]) == 0
+    assert "Vessa" in capsys.readouterr().out
+    assert run_application(["ask", best, "What is the capital of France?"]) == 0
+    assert "Paris" in capsys.readouterr().out
+    for command in (["show", "77"], ["export", "77", "--to", "copy"], ["ask", "77", "Who?"]):
+        assert_refused(capsys, command, "has no trial 77", "trials are 0 to 3", folder=tmp_path)
+    assert run_application(["export", best, "--to", "copy"]) == 0
+    assert (tmp_path / "copy/adapter_model.safetensors").is_file()
+    capsys.readouterr()
+    assert_refused(capsys, ["export", best, "--to", "copy"], "exists already", folder=tmp_path)
+
+    # The exported adapter is measured as any other.
+    code, measured = run_json(capsys, "measure", "facts.csv", "--adapter", "copy")
+    assert code == 0
+    member = max(
+        (m for m in continued["front"] if str(m["trial"]) == best), key=lambda m: m["epoch"]
+    )
+    assert measured["recall"] == member["recall"]
+    assert measured["knowledge_loss"] == member["knowledge_loss"]

@@ -1,0 +1,333 @@
+"""Whole studies of a tiny world: what is told, what is kept, and what a restart may not change."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from objectives.learn import Learning, Measured, Turn
+from search_spaces.recipe_space import RecipeSpace
+from storage.leases import LeaseBook
+from storage.reader import read_study, read_verdicts
+from storage.records import StudyRecord
+from study import worker as worker_module
+from study.pruning import RungVector
+
+SitDown = Callable[..., AbstractContextManager[Any]]
+STUDY = "tiny"
+IN_OPTUNA = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+def read(sitting: Any) -> StudyRecord:
+    return read_study(sitting.storage, STUDY)
+
+
+def rung_vectors(trial: FrozenTrial) -> dict[str, RungVector]:
+    return {
+        key: RungVector.decode(value)
+        for key, value in trial.system_attrs.items()
+        if key.startswith("remember:rung:")
+    }
+
+
+def outcome(sitting: Any) -> list[tuple[Any, ...]]:
+    """Return all that a study found and that neither clock nor folder can change."""
+    return [
+        (trial.number, trial.state, trial.params, trial.values, rung_vectors(trial))
+        for trial in sitting.study.get_trials(deepcopy=False)
+    ]
+
+
+def test_every_asked_trial_ends_once_in_optuna_and_in_our_tables(sit_down: SitDown) -> None:
+    with sit_down(trials=4) as sitting:
+        assert sitting.run()
+        ours, told = read(sitting).trials, sitting.study.get_trials()
+        assert [trial.number for trial in ours] == [trial.number for trial in told] == [*range(4)]
+        assert [IN_OPTUNA[trial.state] for trial in ours] == [trial.state for trial in told]
+        assert [trial.asked_index for trial in ours] == [*range(4)]
+        counts = Counter(trial.state for trial in ours)
+        assert counts["complete"] + counts["pruned"] == 4
+        assert counts["pruned"] > 0  # else the next tests would look at nothing
+        assert Counter(state for _, state, _ in sitting.notes.ended) == counts
+        assert sorted(number for number, _, _ in sitting.notes.ended) == [*range(4)]
+
+
+def test_the_base_is_measured_before_any_trial(sit_down: SitDown) -> None:
+    with sit_down(trials=2) as sitting:
+        assert sitting.run()
+        record = read(sitting)
+    assert record.base is not None
+    assert record.base.id < min(kept.id for trial in record.trials for kept in trial.measurements)
+    assert record.base.measurement.knowledge_loss.value == 0
+
+
+def test_told_values_are_those_of_the_last_measurement(sit_down: SitDown) -> None:
+    with sit_down(trials=4, prune=False, presets=("Shortwave",)) as sitting:
+        assert sitting.run()
+        record, told = read(sitting), sitting.study.get_trials()
+        for trial, values in zip(record.trials, (t.values for t in told), strict=True):
+            greedy, sampled = trial.measurements
+            assert (greedy.measurement.sampling.name, greedy.purpose) == ("greedy", "final")
+            assert (sampled.measurement.sampling.name, sampled.purpose) == ("Shortwave", "final")
+            assert values == [
+                sampled.measurement.recall.value,
+                greedy.measurement.knowledge_loss.value,
+            ]
+
+
+def test_every_measurement_keeps_its_answers(sit_down: SitDown) -> None:
+    with sit_down(trials=2) as sitting:
+        assert sitting.run()
+        for trial in read(sitting).trials:
+            for kept in trial.measurements:
+                verdicts = read_verdicts(sitting.storage, kept.id)
+                # 4 facts in 4 prompt styles, and 22 probes in one each.
+                assert len(verdicts) == 4 * 4 + 22
+                right = [v.is_correct for v in verdicts if v.answer.prompt.phrasing != "probe"]
+                assert kept.measurement.recall.value == pytest.approx(sum(right) / 16)
+
+
+def test_a_pruned_trial_has_numbers_and_a_reason(sit_down: SitDown) -> None:
+    with sit_down(trials=4) as sitting:
+        assert sitting.run()
+        ours = {trial.number: trial for trial in read(sitting).trials}
+        pruned = sitting.study.get_trials(states=[TrialState.PRUNED])
+        assert pruned
+        for trial in pruned:
+            last = ours[trial.number].measurements[-1].measurement
+            assert trial.user_attrs["last_recall"] == last.recall.value
+            assert trial.user_attrs["last_knowledge_loss"] == last.knowledge_loss.value
+            assert trial.user_attrs["epochs_reached"] == last.epoch
+            assert "place" in str(ours[trial.number].reason)
+
+
+def test_costs_are_those_of_the_measurements(sit_down: SitDown) -> None:
+    with sit_down(trials=3) as sitting:
+        assert sitting.run()
+        for trial in read(sitting).trials:
+            assert trial.costs is not None
+            last = trial.measurements[-1].measurement
+            assert trial.costs.trained_tokens == last.trained_tokens
+            assert trial.costs.last_epoch == last.epoch
+            assert trial.costs.generated_tokens == sum(
+                kept.measurement.generated_tokens for kept in trial.measurements
+            )
+            assert trial.costs.highest_learning_rate == trial.recipe.learning_rate  # no warm-up
+
+
+def test_checkpoints_are_gone_when_a_study_has_ended(sit_down: SitDown) -> None:
+    with sit_down(trials=3) as sitting:
+        assert sitting.run()
+        assert not any(sitting.worker.settings.checkpoints.glob("trial-*"))
+
+
+def test_the_same_seed_and_slots_give_the_same_study(sit_down: SitDown) -> None:
+    outcomes = {}
+    for folder, seed in (("one", 0), ("two", 0), ("three", 1)):
+        with sit_down(trials=4, seed=seed, folder=folder) as sitting:
+            assert sitting.run()
+            outcomes[folder] = outcome(sitting)
+    assert outcomes["one"] == outcomes["two"]
+    parameters = {folder: [row[2] for row in rows] for folder, rows in outcomes.items()}
+    assert parameters["one"] != parameters["three"]
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_two_sittings_give_the_study_that_one_gives(sit_down: SitDown, slots: int) -> None:
+    with sit_down(trials=4, slots=slots, folder="one", prune=slots == 1) as sitting:
+        assert sitting.run()
+        expected = outcome(sitting)
+    with sit_down(
+        trials=4, slots=slots, folder="two", prune=slots == 1, stop_after_steps=13
+    ) as sitting:
+        assert not sitting.run()
+        states = Counter(trial.state for trial in sitting.study.get_trials())
+        assert states[TrialState.COMPLETE] + states[TrialState.PRUNED] > 0
+        assert states[TrialState.RUNNING] == slots
+    with sit_down(trials=4, slots=slots, folder="two", prune=slots == 1) as sitting:
+        assert sitting.run()
+        assert outcome(sitting) == expected
+        assert [resumed for _, resumed in sitting.notes.started].count(True) == slots
+
+
+def test_tpe_goes_on_in_a_second_sitting_as_in_the_first(
+    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.sampler.STARTUP_TRIALS", 2)
+    with sit_down(trials=5, slots=1, folder="one") as sitting:
+        assert sitting.run()
+        expected = outcome(sitting)
+    for stop in (14, 5, None):
+        with sit_down(trials=5, slots=1, folder="two", stop_after_steps=stop) as sitting:
+            assert sitting.run() == (stop is None)
+            found = outcome(sitting)
+    assert found == expected
+
+
+def test_a_stopped_trial_goes_on_from_its_checkpoint(sit_down: SitDown) -> None:
+    with sit_down(trials=2, stop_after_steps=3, prune=False) as sitting:
+        assert not sitting.run()
+        steps = sitting.notes.steps
+    with sit_down(trials=2, prune=False) as sitting:
+        assert sitting.run()
+        steps += sitting.notes.steps
+        recipes = [trial.recipe for trial in read(sitting).trials]
+    # A step is taken by both slots at once; an epoch of 4 facts in batches of 2 has 2 steps, or 4
+    # with rehearsal. Starting again would add the three steps of the first sitting.
+    assert steps == max(recipe.epochs * (4 if recipe.rehearsal else 2) for recipe in recipes)
+
+
+class _Killed(BaseException):
+    """Ends a worker as a kill does: nothing is saved or given back."""
+
+
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [
+        ("_record", 2),  # measured, not recorded
+        ("_decide", 2),  # recorded, not decided
+        ("_end", 1),  # decided, not ended
+        ("_tell", 1),  # ended, not told
+    ],
+)
+def test_a_kill_between_any_two_writes_changes_nothing(
+    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch, method: str, call: int
+) -> None:
+    with sit_down(trials=3, slots=1, folder="whole") as sitting:
+        assert sitting.run()
+        expected = outcome(sitting)
+        attributes = [trial.user_attrs for trial in sitting.study.get_trials()]
+    calls = iter(range(1, 1000))
+    original = getattr(worker_module.Worker, method)
+
+    def kill(self: Any, *arguments: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            raise _Killed
+        return original(self, *arguments, **named)
+
+    with sit_down(trials=3, slots=1, folder="killed") as sitting:
+        monkeypatch.setattr(worker_module.Worker, method, kill)
+        with pytest.raises(_Killed):
+            sitting.run()
+    monkeypatch.undo()
+    with sit_down(trials=3, slots=1, folder="killed") as sitting:
+        assert sitting.run()
+        assert outcome(sitting) == expected
+        assert [trial.user_attrs for trial in sitting.study.get_trials()] == attributes
+        identities = [
+            (kept.trial, kept.purpose, kept.measurement.epoch)
+            for trial in read(sitting).trials
+            for kept in trial.measurements
+        ]
+        assert len(set(identities)) == len(identities)
+
+
+def test_interrupted_trials_beyond_the_slots_are_not_lost(sit_down: SitDown) -> None:
+    with sit_down(trials=3, slots=2, stop_after_steps=1) as sitting:
+        assert not sitting.run()
+        # A second worker of the same study had a trial too.
+        sitting.study.ask()
+    with sit_down(trials=3, slots=1) as sitting:
+        assert sitting.run()
+        assert all(trial.state.is_finished() for trial in sitting.study.get_trials())
+
+
+def test_an_unfinished_or_foreign_checkpoint_does_not_stop_a_study(sit_down: SitDown) -> None:
+    with sit_down(trials=2, stop_after_steps=1) as sitting:
+        assert not sitting.run()
+        folders = sorted(sitting.worker.settings.checkpoints.iterdir())
+        (folders[0] / "checkpoint.safetensors").unlink()  # as after a kill before the rename
+        foreign = folders[1].with_name("trial-0002")
+        foreign.mkdir()
+        (foreign / "checkpoint.safetensors").write_bytes(b"of a study that was deleted")
+    with sit_down(trials=3) as sitting:
+        assert sitting.run()
+
+
+def test_a_trial_whose_loss_is_not_a_number_fails_and_its_neighbour_does_not(
+    sit_down: SitDown, space: RecipeSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suggest = worker_module.suggest_recipe
+
+    def diverge(trial: Any, space: RecipeSpace) -> Any:
+        recipe = suggest(trial, space)
+        return replace(recipe, learning_rate=1e30) if trial.number == 0 else recipe
+
+    with sit_down(trials=2, prune=False, folder="alone") as sitting:
+        assert sitting.run()
+        expected = outcome(sitting)[1]
+    monkeypatch.setattr(worker_module, "suggest_recipe", diverge)
+    with sit_down(trials=2, prune=False) as sitting:
+        assert sitting.run()
+        failed, neighbour = read(sitting).trials
+        assert sitting.study.trials[0].state == TrialState.FAIL
+        assert failed.state == "failed"
+        assert "learning rate" in str(failed.reason)
+        assert failed.costs is not None
+        assert neighbour.state == "complete"
+        assert outcome(sitting)[1] == expected
+
+
+def test_a_study_outlives_its_leases_while_it_is_suspended(
+    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "LEASE_SECONDS", 0.2)
+    with sit_down(trials=2) as sitting:
+        suspended = _MeasuresAfter(sitting.worker.learning, _outlast_a_lease)
+        sitting.worker.learning = suspended
+        assert sitting.run()
+        assert all(trial.state != "running" for trial in read(sitting).trials)
+
+
+def test_a_trial_that_another_worker_took_over_is_left_to_it(
+    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "LEASE_SECONDS", 0.2)
+
+    def take_over_trial_0() -> None:
+        _outlast_a_lease()
+        book = LeaseBook(sitting.storage)
+        if not taken:
+            taken.append(book.acquire(STUDY, 0, owner="elsewhere:1:", seconds=600))
+
+    taken: list[Any] = []
+    with sit_down(trials=3, prune=False) as sitting:
+        sitting.worker.learning = _MeasuresAfter(sitting.worker.learning, take_over_trial_0)
+        assert sitting.run()
+        assert taken != [None]
+        assert [trial.state for trial in read(sitting).trials] == [
+            "running",
+            "complete",
+            "complete",
+        ]
+        assert read(sitting).trials[0].measurements == ()
+
+
+def _outlast_a_lease() -> None:
+    time.sleep(0.3)
+
+
+class _MeasuresAfter:
+    """A Learning that lets something happen before it measures."""
+
+    def __init__(self, learning: Learning, before: Callable[[], None]) -> None:
+        self._learning = learning
+        self._before = before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._learning, name)
+
+    def measure(self, turns: Sequence[Turn]) -> list[tuple[Measured, ...]]:
+        self._before()
+        return self._learning.measure(turns)
