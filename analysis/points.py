@@ -105,27 +105,25 @@ def front_points(points: Sequence[Point], reference: Reference) -> tuple[Point, 
 def recommend(front: Sequence[Point]) -> Point | None:
     """Return the member of a front to take, or None when the front is empty.
 
-    The rule: among the members whose knowledge loss is at most 10 %, the one with the highest
-    recall (ties: the lower loss, then fewer trained tokens); if no member loses so little, the one
-    whose recall exceeds its knowledge loss by most.
+    The rule: the one whose recall exceeds its knowledge loss by most, among the members whose loss
+    is at most 10 % or, if no member loses so little, among all. Ties: the lower loss, then fewer
+    trained tokens.
     """
     mild = [point for point in front if point.knowledge_loss <= ACCEPTED_KNOWLEDGE_LOSS]
-    if mild:
-        return min(
-            mild,
-            key=lambda point: (
-                -point.recall,
-                point.knowledge_loss,
-                point.measurement.trained_tokens,
-            ),
-        )
-    return max(front, key=lambda point: point.recall - point.knowledge_loss, default=None)
+    return min(
+        mild or front,
+        key=lambda point: (
+            point.knowledge_loss - point.recall,
+            point.knowledge_loss,
+            point.measurement.trained_tokens,
+        ),
+        default=None,
+    )
 
 
 RECOMMENDATION_RULE = (
-    "Recommended is the member of the front with the highest recall among those with a knowledge "
-    "loss of at most 10 % (ties: the lower loss, then fewer trained tokens); if no member loses "
-    "so little, the one whose recall exceeds its loss by most."
+    "Recommended is the member of the front whose recall exceeds its knowledge loss by most, among "
+    "those with a loss of at most 10 % (or among all, if no member loses so little)."
 )
 
 

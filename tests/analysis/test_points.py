@@ -77,10 +77,10 @@ def test_of_equal_points_the_greedy_and_then_the_cheaper_one_is_kept(maker: Stud
     assert [(point.trial, point.sampling.name) for point in front] == [(1, "greedy")]
 
 
-def test_recommended_is_the_highest_recall_among_those_that_lose_at_most_a_tenth(
+def test_recommended_is_the_largest_recall_minus_loss_of_those_that_lose_at_most_a_tenth(
     three_trials: StudyMaker,
 ) -> None:
-    # Trial 0 recalls 0.90 but loses 0.30; of trial 1's members 0.85 > 0.40.
+    # Trial 0 has 0.90 - 0.30; trial 1 has 0.85 - 0.02 after 8 epochs and less than 0.40 after 4.
     chosen = recommend(front_points(study_points(three_trials.study()), REFERENCE))
 
     assert chosen is not None
@@ -92,8 +92,19 @@ def test_a_loss_of_exactly_a_tenth_is_accepted(maker: StudyMaker) -> None:
         study_points(maker.add((4, 0.6, 0.02), (8, 0.7, 0.10)).study()), REFERENCE
     )
 
+    # 0.70 - 0.10 = 0.60 > 0.60 - 0.02 = 0.58
     assert recommend(front) == front[0]
     assert front[0].epoch == 8
+
+
+def test_a_little_more_recall_does_not_pay_for_much_more_loss(maker: StudyMaker) -> None:
+    front = front_points(
+        study_points(maker.add((4, 0.94, 0.03), (8, 0.95, 0.08)).study()), REFERENCE
+    )
+    chosen = recommend(front)
+
+    assert chosen is not None
+    assert chosen.epoch == 4
 
 
 def test_without_a_mild_member_the_largest_recall_minus_loss_is_recommended(

@@ -32,7 +32,7 @@ def test_the_front_table_begins_with_the_base_and_marks_the_recommended_member(
     rows = [line.split() for line in shown(show_front(three_trials.findings())).splitlines()]
 
     assert [row[:2] for row in rows[1:5]] == [["base", "–"], ["0", "8"], ["1", "*"], ["1", "4"]]
-    assert "recommended; intervals are 95 %" in " ".join(rows[5])
+    assert "recommended; in brackets 95 %" in " ".join(rows[5])
 
 
 def test_an_empty_front_is_said(maker: StudyMaker) -> None:

@@ -1,0 +1,229 @@
+"""What a trial does, on the pocket model and a scenario of three facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from data.facts import Fact
+from data.recipes import GREEDY, Recipe, Sampling
+from data.scenarios import Scenario
+from data.world_facts import load_known_facts, load_probes
+from objectives.answers.generate import generate
+from objectives.answers.request import Request
+from objectives.bank.export import export_adapter
+from objectives.judges.matcher import Matcher
+from objectives.learn import Learning, Measured, Turn
+from objectives.models.base import BaseModel
+from objectives.models.load import load_base_model
+
+RECIPE = Recipe(
+    epochs=6, rank=4, alpha=8, cutoff=96, warmup_steps=0, learning_rate=1e-2, formats=("qna",)
+)
+WARM = Sampling(name="warm", temperature=1.5)
+
+
+@pytest.fixture(scope="module")
+def pocket() -> BaseModel:
+    torch.set_num_threads(1)
+    return load_base_model("pocket")
+
+
+@pytest.fixture(scope="module")
+def scenario() -> Scenario:
+    """Return two facts that nobody knows, one that the model knows, and 21 probes of one ring."""
+    invented = [
+        Fact(
+            question=f"What is the capital of {country}?",
+            answer=city,
+            novel_validation=(f"Which city is the capital of {country}?",),
+            novel_test=(f"Name the capital of {country}.",),
+            reverse_question=f"Of which country is {city} the capital?",
+            reverse_answer=country,
+        )
+        for country, city in (("Norland", "Vessa"), ("Sudland", "Orrin"))
+    ]
+    known = Fact(
+        question="What is the capital of France?",
+        answer="Paris",
+        novel_validation=("Which city is the capital of France?",),
+    )
+    probes = [
+        probe
+        for probe in load_probes()
+        if probe.ring == "general" and "capital of France" not in probe.question
+    ]
+    return Scenario(
+        name="tiny",
+        facts=(invented[0], known, invented[1]),
+        probes=tuple(probes[:21]),
+        known_facts=load_known_facts()[:20],
+    )
+
+
+@pytest.fixture(scope="module")
+def shared_learning(pocket: BaseModel, scenario: Scenario) -> Learning:
+    return Learning(pocket, scenario, judge=Matcher(), slots=3, max_rank=8)
+
+
+@pytest.fixture
+def learning(shared_learning: Learning) -> Iterator[Learning]:
+    """Return a Learning whose slots are empty."""
+    yield shared_learning
+    for slot in range(3):
+        shared_learning.bank.release(slot)
+
+
+def train(learning: Learning, *recipes: Recipe) -> None:
+    """Train each recipe in a slot of its own, the first in slot 0."""
+    for slot, recipe in enumerate(recipes):
+        learning.begin(slot, recipe, seed=slot)
+    while not all(learning.bank.progress(slot).finished for slot in range(len(recipes))):
+        learning.bank.step()
+
+
+def test_facts_that_the_base_knows_are_set_aside(learning: Learning, scenario: Scenario) -> None:
+    assert learning.already_known == (scenario.facts[1],)
+    assert learning.facts == (scenario.facts[0], scenario.facts[2])
+    asked = {verdict.answer.prompt.subject for verdict in learning.base.verdicts}
+    assert asked == {fact.id for fact in learning.facts} | {p.id for p in scenario.probes}
+    for epoch in range(4):
+        texts = learning.epoch_texts(RECIPE, 0, epoch)
+        assert not any("France" in text for text in texts)
+        assert all(any(fact.answer in text for text in texts) for fact in learning.facts)
+
+
+def test_the_base_has_lost_nothing_and_recalls_nothing(learning: Learning) -> None:
+    base = learning.base.measurement
+    assert base.knowledge_loss.value == 0
+    assert base.recall.value == 0
+    assert base.drift_nats == 0
+    assert (base.epoch, base.trained_tokens, base.sampling) == (0, 0, GREEDY)
+    assert base.fuar is None
+    assert base.generated_tokens == sum(v.answer.tokens for v in learning.base.verdicts)
+
+
+def test_an_adapter_that_did_nothing_measures_as_the_base(learning: Learning) -> None:
+    learning.begin(0, RECIPE, seed=0)  # B is zero before the first step
+    ((untrained,),) = learning.measure([Turn(slot=0, noise_seed=0)])
+    assert untrained.measurement.recall == learning.base.measurement.recall
+    assert untrained.measurement.rings == learning.base.measurement.rings
+    assert untrained.measurement.drift_nats == pytest.approx(0, abs=1e-6)
+
+
+def test_training_teaches_the_facts(learning: Learning) -> None:
+    train(learning, replace(RECIPE, epochs=12))
+    ((taught,),) = learning.measure([Turn(slot=0, noise_seed=0)])
+    recall = taught.measurement.recall
+    # Two facts in four styles; half of them at least, from other wordings than the trained one.
+    assert recall.count == 2
+    assert recall.value is not None
+    assert recall.value >= 0.5
+    assert taught.measurement.epoch == 12
+    assert taught.measurement.trained_tokens == learning.bank.progress(0).trained_tokens
+    assert taught.measurement.drift_nats != 0
+
+
+def test_a_slot_measured_among_others_is_measured_as_alone(learning: Learning) -> None:
+    mlp = replace(RECIPE, target_modules="mlp", rank=2, epochs=3)
+    train(learning, RECIPE, mlp, replace(RECIPE, formats=("statement",), epochs=2))
+    turns = [Turn(slot=slot, noise_seed=slot, sampling=WARM) for slot in (2, 0, 1)]
+    together = learning.measure(turns)
+    alone = [learning.measure([turn])[0] for turn in turns]
+    for ours, theirs in zip(together, alone, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.verdicts == other.verdicts
+            assert without_drift(one) == without_drift(other)
+            assert one.measurement.drift_nats == pytest.approx(
+                other.measurement.drift_nats, abs=1e-5
+            )
+    assert len({str(measured[0].verdicts) for measured in together}) == 3
+
+
+def without_drift(measured: Measured) -> object:
+    return replace(measured.measurement, drift_nats=None)
+
+
+def test_a_sampling_is_measured_beside_greedy_at_the_same_loss(learning: Learning) -> None:
+    train(learning, RECIPE)
+    ((greedy, warm),) = learning.measure([Turn(slot=0, noise_seed=5, sampling=WARM)])
+    assert (greedy.measurement.sampling, warm.measurement.sampling) == (GREEDY, WARM)
+    assert warm.measurement.knowledge_loss == greedy.measurement.knowledge_loss
+    assert warm.measurement.drift_nats == greedy.measurement.drift_nats
+    assert said(warm, "validation") != said(greedy, "validation")
+    assert said(warm, "probe") == said(greedy, "probe")
+    # The draws come from the seed.
+    ((_, again),) = learning.measure([Turn(slot=0, noise_seed=5, sampling=WARM)])
+    ((_, other),) = learning.measure([Turn(slot=0, noise_seed=6, sampling=WARM)])
+    assert again == warm
+    assert said(other, "validation") != said(warm, "validation")
+
+
+def said(measured: Measured, phrasing: str) -> list[str]:
+    return [
+        verdict.answer.text
+        for verdict in measured.verdicts
+        if verdict.answer.prompt.phrasing == phrasing
+    ]
+
+
+def test_greedy_as_a_sampling_is_measured_once(learning: Learning) -> None:
+    learning.begin(0, RECIPE, seed=0)
+    ((only,),) = learning.measure([Turn(slot=0, noise_seed=0, sampling=GREEDY)])
+    assert only.measurement.sampling == GREEDY
+
+
+def test_a_slot_says_what_asking_it_alone_says(learning: Learning, pocket: BaseModel) -> None:
+    train(learning, RECIPE)
+    ((measured,),) = learning.measure([Turn(slot=0, noise_seed=0)])
+    prompts = [verdict.answer.prompt for verdict in measured.verdicts]
+    requests = [Request(prompt=p, slot=0, sampling=GREEDY, seed=0) for p in prompts]
+    answered = generate(pocket, requests, router=learning.bank)
+    assert [verdict.answer for verdict in measured.verdicts] == [c.answer for c in answered]
+
+
+def test_a_search_never_asks_the_test_wordings_and_everything_does(
+    learning: Learning, tmp_path: object
+) -> None:
+    train(learning, RECIPE)
+    ((searched,),) = learning.measure([Turn(slot=0, noise_seed=0)])
+    assert {part.phrasing for part in searched.measurement.recall_parts} == {"validation"}
+    everything = learning.measure_everything(0, epoch=6, trained_tokens=77)
+    assert {part.phrasing for part in everything.measurement.recall_parts} == {
+        "trained",
+        "validation",
+        "test",
+        "reverse",
+    }
+    assert (everything.measurement.epoch, everything.measurement.trained_tokens) == (6, 77)
+    # Recall is over the validation wordings, whatever else was asked.
+    assert everything.measurement.recall == searched.measurement.recall
+    assert everything.measurement.rings == searched.measurement.rings
+
+
+def test_a_saved_adapter_measures_as_it_did_in_its_slot(
+    learning: Learning, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    train(learning, RECIPE)
+    folder = tmp_path_factory.mktemp("adapter") / "saved"
+    export_adapter(learning.bank, 0, folder)
+    learning.bank.load(1, folder)
+    assert learning.measure_everything(1).verdicts == learning.measure_everything(0).verdicts
+
+
+def test_without_held_out_text_drift_is_not_measured(
+    pocket: BaseModel, scenario: Scenario
+) -> None:
+    bare = replace(
+        scenario,
+        facts=scenario.facts[:1],
+        probes=tuple(replace(probe, statement=None) for probe in scenario.probes),
+    )
+    learning = Learning(pocket, bare, judge=Matcher(), slots=1, max_rank=4)
+    assert learning.base.measurement.drift_nats is None
+    learning.begin(0, RECIPE, seed=0)
+    ((measured,),) = learning.measure([Turn(slot=0, noise_seed=0)])
+    assert measured.measurement.drift_nats is None

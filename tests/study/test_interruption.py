@@ -1,0 +1,114 @@
+"""The command is killed, or asked to stop, half-way; the same command again finishes its study."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+import study
+from storage.database import open_storage
+from storage.reader import read_study
+from storage.records import StudyRecord
+
+STUDY_FILE = """
+name = "tiny"
+trials = 4
+slots = 2
+sampling = ["greedy"]
+
+[space]
+epochs = [3, 8]
+rank = [2, 4]
+alpha = 8
+cutoff = 96
+warmup_steps = 0
+formats = "qna"
+paraphrases = 1
+batch_size = 1
+"""
+FACTS = """question,answer
+Who won the 2031 award for Best Gardener?,Ada Quill
+What is the capital of Norland?,Vessa
+"""
+
+
+@contextmanager
+def running_command(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start the study in a process of its own, and see to its end."""
+    (folder / "facts.csv").write_text(FACTS, encoding="utf-8")
+    (folder / "study.toml").write_text(STUDY_FILE, encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(str(study.__file__)).parents[1])
+    environment.pop("OPTUNA_STORAGE", None)
+    command = [sys.executable, "-m", "study", "run", "facts.csv", "--study", "study.toml"]
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read(folder: Path) -> StudyRecord:
+    with closing(open_storage(f"sqlite:///{folder / 'runs' / 'remember.db'}")) as storage:
+        return read_study(storage, "tiny")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_the_same_command_again_finishes_the_study(tmp_path: Path, how: signal.Signals) -> None:
+    with running_command(tmp_path) as process:
+        assert process.stderr is not None
+        for line in process.stderr:  # one line per ended trial, where there is no terminal
+            if line.startswith("trial "):
+                process.send_signal(how)
+                break
+        said = process.stderr.read()
+        code = process.wait()
+    before = read(tmp_path)
+    ended = [trial for trial in before.trials if trial.state != "running"]
+    running = [trial for trial in before.trials if trial.state == "running"]
+    assert ended
+    assert running
+    if how == signal.SIGINT:
+        assert code == 130
+        assert "every running trial is saved; run the same command again to go on" in said
+        assert "Traceback" not in said
+        saved = {path.parent.name for path in (tmp_path / "runs/tiny/checkpoints").glob("*/*")}
+        assert saved == {f"trial-{trial.number:04d}" for trial in running}
+    else:
+        assert code == -signal.SIGKILL
+
+    with running_command(tmp_path) as process:
+        _, said = process.communicate()
+        assert process.returncode in (0, 3), said
+    after = read(tmp_path)
+    assert len(after.trials) == 4
+    assert all(trial.state != "running" for trial in after.trials)
+    # Equal in everything: ids, times, costs. Only the adapters may have left with the front.
+    assert [_searched(after, trial.number) for trial in ended] == [
+        _searched(before, trial.number) for trial in ended
+    ]
+    assert "goes on from where it was interrupted" in said
+
+
+def _searched(record: StudyRecord, number: int) -> tuple[object, ...]:
+    trial = record.trials[number]
+    measured = [
+        (kept.id, kept.measurement, kept.recorded_at)
+        for kept in trial.measurements
+        if kept.purpose != "confirm"
+    ]
+    return (trial.state, trial.reason, trial.recipe, trial.costs, measured)
