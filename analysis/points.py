@@ -122,8 +122,8 @@ def recommend(front: Sequence[Point]) -> Point | None:
 
 
 RECOMMENDATION_RULE = (
-    "Recommended is the member of the front whose recall exceeds its knowledge loss by most, among "
-    "those with a loss of at most 10 % (or among all, if no member loses so little)."
+    "Recommended is the member of the front whose recall exceeds its knowledge loss by most, "
+    "among those with a loss of at most 10 % (or among all, if no member loses so little)."
 )
 
 

@@ -133,7 +133,7 @@ class Learning:
     ) -> Measured:
         """Return a slot's greedy measurement over all phrasings, test wordings included.
 
-        A loaded adapter does not know how long it was trained; `epoch` and `trained_tokens` say it.
+        A loaded adapter does not know how long it was trained: `epoch` and `trained_tokens` tell.
         """
         requests = [
             Request(prompt=prompt, slot=slot, sampling=GREEDY, seed=0)
@@ -186,7 +186,10 @@ class Learning:
         drift_nats: float | None,
     ) -> Measured:
         rings = scoring.ring_changes(self._probe_verdicts, probe_verdicts)
-        verdicts = (*fact_verdicts, *probe_verdicts)
+        # Probes are asked greedily and once: they belong to the greedy measurement.
+        verdicts = tuple(
+            fact_verdicts if sampling.do_sample else (*fact_verdicts, *probe_verdicts)
+        )
         return Measured(
             measurement=Measurement(
                 epoch=epoch,

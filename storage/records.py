@@ -17,8 +17,9 @@ TrialState = Literal["running", "complete", "pruned", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """What a trial took, from its first step to its end, and how far it came.
+    """What a trial took and how far it came.
 
+    `seconds` and `generated_tokens` of a trial that was interrupted are those of its last sitting.
     `highest_learning_rate` is what the warm-up had reached at `last_epoch`.
     """
 

@@ -31,7 +31,7 @@ class AdapterShelf:
         self._storage = storage
         self._recorder = recorder
         self._study = study
-        self._folder = folder
+        self._folder = folder.absolute()
         self._reference = reference
 
     def update(self, bank: Bank, slots: dict[int, int]) -> None:

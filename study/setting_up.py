@@ -19,7 +19,8 @@ from data.facts import FactsError
 from data.formats import write_document
 from data.measurements import MEASUREMENT_VERSION
 from data.probes import MIN_KNOWN_PER_RING
-from data.recipes import TRAINING_FORMATS
+from data.prompts import put_question
+from data.recipes import GREEDY, TRAINING_FORMATS
 from data.scenarios import Scenario, load_scenario
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning
@@ -243,6 +244,14 @@ def _check_lengths(scenario: Scenario, base: BaseModel) -> None:
                     f"as a training text, and {base.name} reads at most {base.context_tokens}; "
                     "shorten it"
                 )
+        prompt = put_question(fact.question, "qna")
+        text = write_document(fact.question, fact.answer, fact.statement, "qna")
+        tokens = len(base.encode_document(text)) - len(base.encode_prompt(prompt))
+        if tokens > GREEDY.max_new_tokens:
+            raise FactsError(
+                f"answer: that of fact {position} ({fact.answer[:40]!r}…) is {tokens} tokens long "
+                f"and at most {GREEDY.max_new_tokens} are generated; shorten it"
+            )
 
 
 def _load_scenario(spec: StudySpec) -> Scenario:

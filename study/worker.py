@@ -91,16 +91,16 @@ class Worker:
         from there.
         """
         self._take_up_interrupted()
-        while True:
-            if self.should_stop():
-                self._give_back()
-                return False
-            self._fill_slots()
+        may_have_room = True
+        while not self.should_stop():
+            if may_have_room:
+                self._fill_slots()
             if not self._occupants:
                 # Another worker may have died meanwhile, or have left more than there are slots.
                 self._take_up_interrupted()
             if not self._occupants:
                 return True
+            held = len(self._occupants)
             ended = self.learning.bank.step()
             self.watcher.stepped(self._describe_running())
             due = [slot for slot in ended if self._is_due(slot)]
@@ -108,6 +108,9 @@ class Worker:
                 self._measure(due)
             elif time.monotonic() - self._renewed > LEASE_SECONDS / 4:
                 self._renew_leases()
+            may_have_room = len(self._occupants) < held
+        self._give_back()
+        return False
 
     def _take_up_interrupted(self) -> None:
         """Put trials of workers that are gone into slots; tell those that had only to be told."""

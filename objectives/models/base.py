@@ -49,13 +49,15 @@ class BaseModel:
         return int(self.tokenizer.eos_token_id)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Return the token ids a continuation follows: BOS where the model has one, no EOS."""
-        ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        bos = self.tokenizer.bos_token_id
-        return ids if bos is None else [int(bos), *ids]
+        """Return the token ids a continuation follows, as the tokenizer itself begins a text.
+
+        Some tokenizers put BOS first, some do not; an EOS that one puts last is left out.
+        """
+        ids = list(self.tokenizer(text).input_ids)
+        return ids[:-1] if ids and ids[-1] == self.eos_id else ids
 
     def encode_document(self, text: str) -> list[int]:
-        """Return the token ids of a training text: BOS where the model has one, and EOS."""
+        """Return the token ids of a training text: as a prompt, and EOS."""
         return [*self.encode_prompt(text), self.eos_id]
 
     def decode(self, ids: list[int]) -> str:

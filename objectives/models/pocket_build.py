@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.pocket_corpus import draw_epoch
@@ -65,6 +74,11 @@ def train_tokenizer(settings: PocketSettings) -> PreTrainedTokenizerFast:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         ),
+    )
+    # So that plain transformers puts the beginning of the text where training had it.
+    bos = (BOS, tokenizer.token_to_id(BOS))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[bos]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -154,7 +154,7 @@ def test_a_sampling_is_measured_beside_greedy_at_the_same_loss(learning: Learnin
     assert warm.measurement.knowledge_loss == greedy.measurement.knowledge_loss
     assert warm.measurement.drift_nats == greedy.measurement.drift_nats
     assert said(warm, "validation") != said(greedy, "validation")
-    assert said(warm, "probe") == said(greedy, "probe")
+    assert not said(warm, "probe")  # the greedy measurement has them
     # The draws come from the seed.
     ((_, again),) = learning.measure([Turn(slot=0, noise_seed=5, sampling=WARM)])
     ((_, other),) = learning.measure([Turn(slot=0, noise_seed=6, sampling=WARM)])

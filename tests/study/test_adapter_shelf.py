@@ -83,10 +83,14 @@ def test_adapters_join_and_leave_with_the_front(sit_down: SitDown) -> None:
         # Below the reference nothing is kept.
         train_an_epoch(sitting, 0)
         measure_as(sitting, 0, recall=0.01, knowledge_loss=0.0)
-        assert recorded(sitting) == on_disk(sitting) == [
-            "trial-0001-epoch-0001",
-            "trial-0001-epoch-0002",
-        ]
+        assert (
+            recorded(sitting)
+            == on_disk(sitting)
+            == [
+                "trial-0001-epoch-0001",
+                "trial-0001-epoch-0002",
+            ]
+        )
 
 
 def test_the_adapter_of_a_rung_is_that_of_its_epoch(sit_down: SitDown, tmp_path: Path) -> None:

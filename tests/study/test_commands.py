@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from study.commands.application import run_application
+from study.live_view import LiveView
 
 STUDY_FILE = """
 trials = 3
@@ -40,10 +43,13 @@ What is the capital of Norland?,Vessa
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let commands run in an empty folder, with no database named by the environment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 def write(path: str, text: str | bytes) -> str:
@@ -227,8 +233,8 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
 
 
 @pytest.fixture
-def files() -> Iterator[list[str]]:
-    yield [write("facts.csv", FACTS), "--study", write("study.toml", STUDY_FILE)]
+def files() -> list[str]:
+    return [write("facts.csv", FACTS), "--study", write("study.toml", STUDY_FILE)]
 
 
 def test_a_study_from_its_first_run_to_its_last_adapter(
@@ -237,7 +243,14 @@ def test_a_study_from_its_first_run_to_its_last_adapter(
     files: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Killed after the last trial and before the best adapters were asked the test wordings:
+    with monkeypatch.context() as killed:
+        killed.setattr("study.setting_up._confirm", lambda *_: None)
+        _, unconfirmed = run_json(capsys, "run", *files)
+    assert unconfirmed["kept_aside_recall"] is None
     code, shown = run_json(capsys, "run", *files)
+    assert shown["kept_aside_recall"] is not None
+    assert shown["front"] == unconfirmed["front"]
     assert shown["study"] == "tiny"
     assert shown["storage"] == "sqlite:///runs/remember.db"
     trials = shown["trials"]
@@ -306,3 +319,38 @@ def test_a_study_from_its_first_run_to_its_last_adapter(
     )
     assert measured["recall"] == member["recall"]
     assert measured["knowledge_loss"] == member["knowledge_loss"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_running_trials_for_the_next_time(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    files: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(LiveView, "stepped", send_at_step(3, number))
+        assert run_application(["run", *files]) == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "every running trial is saved; run the same command again to go on" in output.err
+    assert "Traceback" not in output.err
+    checkpoints = tmp_path / "runs/tiny/checkpoints"
+    assert [path.name for path in sorted(checkpoints.iterdir())] == ["trial-0000", "trial-0001"]
+    assert run_application(["run", *files]) in (0, 3)
+    said = capsys.readouterr().err
+    assert "trial 0 goes on from where it was interrupted" in said
+    assert not any(checkpoints.iterdir())
+
+
+def send_at_step(step: int, number: signal.Signals) -> Callable[..., None]:
+    """Return a watcher's method that sends this process a signal when called the n-th time."""
+    calls = iter(range(1, 10_000))
+
+    def stepped(*_: object) -> None:
+        if next(calls) == step:
+            os.kill(os.getpid(), number)
+
+    return stepped

@@ -54,13 +54,11 @@ def test_a_restart_goes_on_instead_of_beginning_again() -> None:
 
 def test_two_workers_at_once_draw_what_one_would() -> None:
     alone = run(make_study(3), 4)
-    study, other = make_study(3), SeededSampler(3)
+    study = make_study(3)
     asked = []
-    for number in range(4):
-        mine, study.sampler = study.sampler, other
-        other = mine
+    for worker in (SeededSampler(3), SeededSampler(3)) * 2:
+        study.sampler = worker
         asked.append(choose(study.ask()))
-        assert number == len(asked) - 1
     assert asked == alone
 
 

@@ -27,8 +27,7 @@ SitDown = Callable[..., AbstractContextManager[Any]]
 
 def ask(model: Any, tokenizer: Any, prompt: str) -> str:
     """Return the model's greedy answer, as a person would ask for it."""
-    # The text begins with BOS, as in training; some tokenizers add it themselves, others do not.
-    tokens = tokenizer(tokenizer.bos_token + prompt, add_special_tokens=False, return_tensors="pt")
+    tokens = tokenizer(prompt, return_tensors="pt")
     with torch.inference_mode():
         generated = model.generate(
             input_ids=tokens["input_ids"],

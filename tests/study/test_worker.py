@@ -13,12 +13,12 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.learn import Learning, Measured, Turn
-from search_spaces.recipe_space import RecipeSpace
+from search_spaces.recipe_space import RecipeSpace, suggest_recipe
 from storage.leases import LeaseBook
 from storage.reader import read_study, read_verdicts
 from storage.records import StudyRecord
 from study import worker as worker_module
-from study.pruning import RungVector
+from study.pruning import Decision, RungVector, SuccessiveHalving
 
 SitDown = Callable[..., AbstractContextManager[Any]]
 STUDY = "tiny"
@@ -135,7 +135,7 @@ def test_checkpoints_are_gone_when_a_study_has_ended(sit_down: SitDown) -> None:
 def test_the_same_seed_and_slots_give_the_same_study(sit_down: SitDown) -> None:
     outcomes = {}
     for folder, seed in (("one", 0), ("two", 0), ("three", 1)):
-        with sit_down(trials=4, seed=seed, folder=folder) as sitting:
+        with sit_down(trials=3, seed=seed, folder=folder) as sitting:
             assert sitting.run()
             outcomes[folder] = outcome(sitting)
     assert outcomes["one"] == outcomes["two"]
@@ -165,11 +165,11 @@ def test_tpe_goes_on_in_a_second_sitting_as_in_the_first(
     sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("study.sampler.STARTUP_TRIALS", 2)
-    with sit_down(trials=5, slots=1, folder="one") as sitting:
+    with sit_down(trials=4, slots=1, folder="one") as sitting:
         assert sitting.run()
         expected = outcome(sitting)
     for stop in (14, 5, None):
-        with sit_down(trials=5, slots=1, folder="two", stop_after_steps=stop) as sitting:
+        with sit_down(trials=4, slots=1, folder="two", stop_after_steps=stop) as sitting:
             assert sitting.run() == (stop is None)
             found = outcome(sitting)
     assert found == expected
@@ -192,22 +192,8 @@ class _Killed(BaseException):
     """Ends a worker as a kill does: nothing is saved or given back."""
 
 
-@pytest.mark.parametrize(
-    ("method", "call"),
-    [
-        ("_record", 2),  # measured, not recorded
-        ("_decide", 2),  # recorded, not decided
-        ("_end", 1),  # decided, not ended
-        ("_tell", 1),  # ended, not told
-    ],
-)
-def test_a_kill_between_any_two_writes_changes_nothing(
-    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch, method: str, call: int
-) -> None:
-    with sit_down(trials=3, slots=1, folder="whole") as sitting:
-        assert sitting.run()
-        expected = outcome(sitting)
-        attributes = [trial.user_attrs for trial in sitting.study.get_trials()]
+def kill_at(method: str, call: int, patch: pytest.MonkeyPatch) -> None:
+    """Let a method of the worker kill it instead of doing its n-th call."""
     calls = iter(range(1, 1000))
     original = getattr(worker_module.Worker, method)
 
@@ -216,11 +202,37 @@ def test_a_kill_between_any_two_writes_changes_nothing(
             raise _Killed
         return original(self, *arguments, **named)
 
-    with sit_down(trials=3, slots=1, folder="killed") as sitting:
-        monkeypatch.setattr(worker_module.Worker, method, kill)
-        with pytest.raises(_Killed):
-            sitting.run()
-    monkeypatch.undo()
+    patch.setattr(worker_module.Worker, method, kill)
+
+
+def prune_all_but_the_first(
+    _pruner: SuccessiveHalving, newcomer: RungVector, others: Sequence[RungVector]
+) -> Decision:
+    return Decision(keep=newcomer.rung == 0 or not others, reason="place 2 of 2")
+
+
+def test_a_kill_between_any_two_writes_changes_nothing(
+    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SuccessiveHalving, "decide", prune_all_but_the_first)
+    with sit_down(trials=3, slots=1, folder="whole") as sitting:
+        assert sitting.run()
+        expected = outcome(sitting)
+        attributes = [trial.user_attrs for trial in sitting.study.get_trials()]
+        assert [trial.state for trial in read(sitting).trials][1:] == ["pruned", "pruned"]
+    for method, call in (
+        ("_occupy", 1),  # asked, not recorded
+        ("_record", 2),  # measured, not recorded
+        ("_decide", 1),  # recorded, not decided
+        ("_end", 1),  # decided that it is complete, not ended
+        ("_tell", 1),  # ended, not told
+        ("_end", 1),  # decided to prune, not ended
+        ("_tell", 2),  # told, and then another ended, not told
+    ):
+        with sit_down(trials=3, slots=1, folder="killed") as sitting, monkeypatch.context() as now:
+            kill_at(method, call, now)
+            with pytest.raises(_Killed):
+                sitting.run()
     with sit_down(trials=3, slots=1, folder="killed") as sitting:
         assert sitting.run()
         assert outcome(sitting) == expected
@@ -258,16 +270,15 @@ def test_an_unfinished_or_foreign_checkpoint_does_not_stop_a_study(sit_down: Sit
 def test_a_trial_whose_loss_is_not_a_number_fails_and_its_neighbour_does_not(
     sit_down: SitDown, space: RecipeSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suggest = worker_module.suggest_recipe
 
     def diverge(trial: Any, space: RecipeSpace) -> Any:
-        recipe = suggest(trial, space)
+        recipe = suggest_recipe(trial, space)
         return replace(recipe, learning_rate=1e30) if trial.number == 0 else recipe
 
     with sit_down(trials=2, prune=False, folder="alone") as sitting:
         assert sitting.run()
         expected = outcome(sitting)[1]
-    monkeypatch.setattr(worker_module, "suggest_recipe", diverge)
+    monkeypatch.setattr("study.worker.suggest_recipe", diverge)
     with sit_down(trials=2, prune=False) as sitting:
         assert sitting.run()
         failed, neighbour = read(sitting).trials

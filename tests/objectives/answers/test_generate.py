@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.prompts import Prompt, cut_answer
@@ -257,7 +258,7 @@ def test_a_prompt_without_tokens_is_refused(
     talking_base: BaseModel, prompts: tuple[Prompt, ...]
 ) -> None:
     without_bos = copy.deepcopy(talking_base.tokenizer)
-    without_bos.bos_token = None
+    without_bos.backend_tokenizer.post_processor = processors.Sequence([])
     base = replace(talking_base, tokenizer=without_bos)
 
     with pytest.raises(ModelError, match="'' has no tokens"):

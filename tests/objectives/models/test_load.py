@@ -55,3 +55,10 @@ def test_a_model_that_is_nowhere_is_explained(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="model: 'no/such-model' cannot be loaded"):
         load_base_model("no/such-model")
+
+
+def test_a_prompt_begins_as_plain_transformers_begins_it() -> None:
+    base = load_base_model("pocket", device="cpu")
+    assert base.encode_prompt("Who?") == base.tokenizer("Who?").input_ids
+    assert base.encode_prompt("Who?")[0] == base.tokenizer.bos_token_id
+    assert base.encode_document("Who?") == [*base.encode_prompt("Who?"), base.eos_id]

@@ -72,7 +72,9 @@ def test_an_answer_has_the_same_tokens_at_the_beginning_of_a_line_and_after_a_co
     plain, qna = "Who?\n", "Question: Who?\nAnswer:"
     after_line = pocket.encode_document(plain + answer)[len(pocket.encode_prompt(plain)) :]
     after_colon = pocket.encode_document(f"{qna} {answer}")[len(pocket.encode_prompt(qna)) :]
-    assert pocket.encode_document(plain + answer)[: -len(after_line)] == pocket.encode_prompt(plain)
+    assert pocket.encode_document(plain + answer)[: -len(after_line)] == pocket.encode_prompt(
+        plain
+    )
     assert after_line == after_colon
 
 
