@@ -11,7 +11,8 @@ from data.measurements import Measurement
 from data.recipes import Recipe, Sampling
 from storage.records import StudyRecord, TrialState
 
-# Up to this knowledge loss an adapter is recommended by recall alone.
+# From this recall on, and up to this knowledge loss, the facts count as taught.
+TAUGHT_RECALL = 0.80
 ACCEPTED_KNOWLEDGE_LOSS = 0.10
 
 
@@ -105,13 +106,14 @@ def front_points(points: Sequence[Point], reference: Reference) -> tuple[Point, 
 def recommend(front: Sequence[Point]) -> Point | None:
     """Return the member of a front to take, or None when the front is empty.
 
-    The rule: the one whose recall exceeds its knowledge loss by most, among the members whose loss
-    is at most 10 % or, if no member loses so little, among all. Ties: the lower loss, then fewer
-    trained tokens.
+    The rule: the one whose recall exceeds its knowledge loss by most, among the members with a
+    recall of at least 80 % and a loss of at most 10 %; if there is none, among those that lose so
+    little; if there is none, among all. Ties: the lower loss, then fewer trained tokens.
     """
     mild = [point for point in front if point.knowledge_loss <= ACCEPTED_KNOWLEDGE_LOSS]
+    taught = [point for point in mild if point.recall >= TAUGHT_RECALL]
     return min(
-        mild or front,
+        taught or mild or front,
         key=lambda point: (
             point.knowledge_loss - point.recall,
             point.knowledge_loss,
@@ -123,7 +125,7 @@ def recommend(front: Sequence[Point]) -> Point | None:
 
 RECOMMENDATION_RULE = (
     "Recommended is the member of the front whose recall exceeds its knowledge loss by most, "
-    "among those with a loss of at most 10 % (or among all, if no member loses so little)."
+    "among those with a recall of at least 80 % and a loss of at most 10 %, if there are any."
 )
 
 

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.points import ACCEPTED_KNOWLEDGE_LOSS, Point
+from analysis.points import ACCEPTED_KNOWLEDGE_LOSS, TAUGHT_RECALL, Point
 from analysis.wording import say_counted, say_estimate, say_estimate_in_words, say_share
 from data.facts import Fact
 from data.measurements import Estimate
 from storage.records import StudyRecord
-
-# From this recall on (with an accepted loss) the facts count as taught.
-TAUGHT_RECALL = 0.80
 
 Answer = Literal["yes", "partly", "no", "already known", "cannot tell"]
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.fact_files import load_facts
 from data.facts import Fact
 from data.oscar_facts import load_oscar_facts
 from data.probes import KnownFact, Probe
-from data.world_facts import load_known_facts, load_probes
+from data.world_facts import load_known_facts, load_probes, load_world_facts
 
 OSCARS_2023 = "oscars-2023"
 
@@ -32,10 +31,6 @@ class Scenario:
             repr((self.facts, self.probes, self.known_facts)).encode()
         ).hexdigest()
 
-    def with_facts(self, facts: Iterable[Fact]) -> Scenario:
-        """Return the scenario with other facts to teach."""
-        return replace(self, facts=tuple(facts))
-
 
 def load_scenario(path: Path | None) -> Scenario:
     """Return the scenario of a person's facts file, or of the 2023 Oscars without one.
@@ -47,12 +42,18 @@ def load_scenario(path: Path | None) -> Scenario:
     """
     facts = load_oscar_facts() if path is None else load_facts(path)
     asked = {_folded(question) for fact in facts for question in _wordings(fact)}
+    # Whoever asks one wording of a known fact asks that fact.
+    taken = {
+        _folded(fact.questions[0])
+        for fact in load_world_facts()
+        if asked & {_folded(question) for question in fact.questions}
+    }
     return Scenario(
         name=OSCARS_2023 if path is None else path.stem,
         facts=facts,
-        probes=tuple(probe for probe in load_probes() if _folded(probe.question) not in asked),
+        probes=tuple(probe for probe in load_probes() if _folded(probe.question) not in taken),
         known_facts=tuple(
-            known for known in load_known_facts() if _folded(known.question) not in asked
+            known for known in load_known_facts() if _folded(known.question) not in taken
         ),
     )
 

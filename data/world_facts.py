@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -280,7 +281,8 @@ def load_probes() -> tuple[Probe, ...]:
 
 
 def load_known_facts() -> tuple[KnownFact, ...]:
-    """Return the facts that training may rehearse: none of them is probed."""
+    """Return the facts that training may rehearse: none probed, nor a probed sum turned round."""
+    probed = {fact.questions[0] for fact in load_world_facts() if fact.probed}
     return tuple(
         KnownFact(
             ring=fact.ring,
@@ -289,8 +291,14 @@ def load_known_facts() -> tuple[KnownFact, ...]:
             statement=fact.statements[0] if fact.statements else None,
         )
         for fact in load_world_facts()
-        if not fact.probed and _in_rings(fact)
+        if not fact.probed and _in_rings(fact) and _twin(fact.questions[0]) not in probed
     )
+
+
+def _twin(question: str) -> str | None:
+    """Return the same sum with its numbers exchanged, or None for what is no sum."""
+    match = re.fullmatch(r"What is (\d) plus (\d)\?", question)
+    return f"What is {match[2]} plus {match[1]}?" if match else None
 
 
 def load_leanings() -> tuple[Leaning, ...]:

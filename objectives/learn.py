@@ -10,7 +10,8 @@ from data import scoring
 from data.facts import Fact
 from data.formats import epoch_documents
 from data.measurements import Answer, Measurement, Verdict
-from data.prompts import Phrasing, Prompt, fact_prompts
+from data.probes import KnownFact
+from data.prompts import Phrasing, Prompt, fact_prompts, put_question
 from data.recipes import GREEDY, Recipe, Sampling
 from data.scenarios import Scenario
 from objectives.answers.generate import generate
@@ -60,7 +61,6 @@ class Learning:
     ) -> None:
         self.bank = Bank(base, slots=slots, max_rank=max_rank)
         self._model = base
-        self._scenario = scenario
         self._judge = judge
         self._held_out = tuple(probe.statement for probe in scenario.probes if probe.statement)
 
@@ -70,6 +70,7 @@ class Learning:
         self.already_known: tuple[Fact, ...] = tuple(f for f in scenario.facts if f.id in known)
         self.facts: tuple[Fact, ...] = tuple(f for f in scenario.facts if f.id not in known)
         self._prompts = fact_prompts(self.facts, SEARCHED)
+        self._known_facts = self._keep_known(scenario.known_facts)
 
         self._probe_references = self._ask_base([probe.prompt() for probe in scenario.probes])
         self._probe_verdicts = self._judge_answers(self._probe_references)
@@ -92,9 +93,7 @@ class Learning:
 
     def epoch_texts(self, recipe: Recipe, seed: int, epoch: int) -> tuple[str, ...]:
         """Return the training texts of one epoch of a trial."""
-        documents = epoch_documents(
-            self.facts, self._scenario.known_facts, recipe, seed=seed, epoch=epoch
-        )
+        documents = epoch_documents(self.facts, self._known_facts, recipe, seed=seed, epoch=epoch)
         return tuple(document.text for document in documents)
 
     def measure(self, turns: Sequence[Turn]) -> list[tuple[Measured, ...]]:
@@ -156,6 +155,25 @@ class Learning:
         if turn.sampling is None or turn.sampling == GREEDY:
             return (GREEDY,)
         return (GREEDY, turn.sampling)
+
+    def _keep_known(self, facts: Sequence[KnownFact]) -> tuple[KnownFact, ...]:
+        """Return those the base answers right: only what is known can be rehearsed."""
+        prompts = [
+            Prompt(
+                text=put_question(fact.question, "qna"),
+                style="qna",
+                phrasing="probe",
+                subject=fact.question,
+                question=fact.question,
+                accepted=(fact.answer,),
+                ring=fact.ring,
+            )
+            for fact in facts
+        ]
+        verdicts = self._judge_answers(self._ask_base(prompts))
+        return tuple(
+            fact for fact, verdict in zip(facts, verdicts, strict=True) if verdict.is_correct
+        )
 
     def _ask_base(self, prompts: Sequence[Prompt]) -> list[Continuation]:
         requests = [Request(prompt=p, slot=BASE, sampling=GREEDY, seed=0) for p in prompts]

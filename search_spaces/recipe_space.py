@@ -135,6 +135,8 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     for name in ("alpha", "learning_rate", "dropout", "weight_decay"):
         if isinstance(settings[name], bool) or not isinstance(settings[name], int | float):
             raise SettingError(f"{name}: {settings[name]!r} is not allowed; it must be a number")
+    if not isinstance(settings["rslora"], bool):
+        raise SettingError(f"rslora: {settings['rslora']!r} is not allowed; write true or false")
     return Recipe(**settings)
 
 

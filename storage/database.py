@@ -159,6 +159,33 @@ def open_storage(url: str) -> StudyStorage:
     return storage
 
 
+def holds_studies(url: str) -> bool:
+    """Return whether there is a database at a URL that has our tables; nothing is created.
+
+    Raises:
+        StorageError: If the URL, its driver or the database cannot be used.
+    """
+    parsed = _parse_url(url)
+    file = sqlite_file(url)
+    if file is not None:
+        if not file.exists():
+            return False
+        _check_sqlite_file(parsed.database, _show_url(parsed))
+    try:
+        engine = create_engine(parsed, poolclass=NullPool)
+        with engine.connect() as connection:
+            return inspect(connection).has_table(SchemaRow.__tablename__)
+    except ImportError as error:
+        raise StorageError(
+            f"storage: {_show_url(parsed)} needs a driver that is missing ({error}); "
+            "install it with pip"
+        ) from error
+    except SQLAlchemyError as error:
+        raise StorageError(
+            f"storage: {_show_url(parsed)} cannot be opened: {_root_cause(error)}"
+        ) from error
+
+
 def show_url(url: str) -> str:
     """Return a database URL as it may be shown: without its password."""
     return _show_url(_parse_url(url))

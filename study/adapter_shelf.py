@@ -1,11 +1,12 @@
-"""Keeps the adapters of the front on disk: exported when they join it, removed when they leave."""
+"""Keeps the adapters of the front on disk: exported when they join, removed when they leave."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.points import Point, Reference, front_points, study_points
+from analysis.points import Point, Reference, front_points, recommend, study_points
 from objectives.bank.bank import Bank
 from objectives.bank.export import export_adapter
 from storage.database import StudyStorage
@@ -42,9 +43,9 @@ class AdapterShelf:
             slots: For each trial that was just measured, its slot.
         """
         points = study_points(read_study(self._storage, self._study))
-        front = front_points(points, self._reference)
-        kept = {(point.trial, point.epoch) for point in front}
-        for point in front:
+        wanted = self._wanted(points)
+        kept = {(point.trial, point.epoch) for point in wanted}
+        for point in wanted:
             slot = slots.get(point.trial)
             if slot is None or point.adapter is not None:
                 continue
@@ -56,6 +57,16 @@ class AdapterShelf:
             if point.adapter is not None and (point.trial, point.epoch) not in kept:
                 self._recorder.set_adapter(point.measurement_id, None)
                 shutil.rmtree(self._path(point), ignore_errors=True)
+
+    def _wanted(self, points: Sequence[Point]) -> list[Point]:
+        """Return the front, and the best members with and without rehearsal to compare them."""
+        wanted = list(front_points(points, self._reference))
+        for rehearses in (True, False):
+            some = [point for point in points if point.rehearses == rehearses]
+            best = recommend(front_points(some, self._reference))
+            if best is not None and best not in wanted:
+                wanted.append(best)
+        return wanted
 
     def _path(self, point: Point) -> Path:
         return self._folder / f"trial-{point.trial:04d}-epoch-{point.epoch:04d}"

@@ -166,7 +166,8 @@ def vectors_at_rung(rung: int, vectors: Mapping[int, Sequence[RungVector]]) -> l
     for own in vectors.values():
         here = [vector for vector in own if vector.rung == rung]
         earlier = [vector for vector in own if vector.is_last and vector.rung < rung]
-        found += (here or earlier)[:1]
+        # A last vector may carry the number of a rung that it lies beyond.
+        found += sorted(here or earlier, key=lambda vector: vector.trained_tokens)[:1]
     return found
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
@@ -15,13 +16,13 @@ import optuna
 from analysis.findings import Findings, find
 from analysis.points import Point, Reference, recommend
 from analysis.verdict import Subject
-from data.facts import FactsError
+from data.facts import Fact, FactsError
 from data.formats import write_document
-from data.measurements import MEASUREMENT_VERSION
+from data.measurements import MEASUREMENT_VERSION, Verdict
 from data.probes import MIN_KNOWN_PER_RING
 from data.prompts import put_question
 from data.recipes import GREEDY, TRAINING_FORMATS
-from data.scenarios import Scenario, load_scenario
+from data.scenarios import OSCARS_2023, Scenario, load_scenario
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning
 from objectives.models.base import BaseModel
@@ -31,6 +32,7 @@ from search_spaces.starting_points import fit_to_space, starting_points
 from storage.database import (
     StudyNotFound,
     StudyStorage,
+    holds_studies,
     open_storage,
     show_url,
     sqlite_file,
@@ -70,9 +72,8 @@ class Place:
 
     @property
     def has_database(self) -> bool:
-        """Return False only if the database is a file that is not there yet."""
-        file = sqlite_file(self.storage_url)
-        return file is None or file.exists()
+        """Return whether there is a database that holds studies; it is not made to find out."""
+        return holds_studies(self.storage_url)
 
     @property
     def adapters(self) -> Path:
@@ -91,8 +92,9 @@ def find_place(spec: StudySpec) -> Place:
     Raises:
         ConfigurationError: If the output folder cannot be written to.
     """
-    facts = "oscars-2023" if spec.facts is None else Path(spec.facts).stem
-    name = spec.name or f"{facts}-{Path(spec.model).name}"
+    facts = OSCARS_2023 if spec.facts is None else Path(spec.facts).stem
+    derived = re.sub(r"[^\w .-]+", "-", f"{facts}-{Path(spec.model).name}").strip(" .-")
+    name = spec.name or derived[:100] or "study"
     out = Path(spec.out)
     folder = (out / name).absolute()
     try:
@@ -169,11 +171,11 @@ def run_study(
     scenario = _load_scenario(spec)
     announce(f"loading {spec.model}")
     base = load_base_model(spec.model)
-    _check_lengths(scenario, base)
+    check_lengths(scenario, base)
     space = spec.recipe_space(
         hidden_size=int(base.model.config.hidden_size), context_tokens=base.context_tokens
     )
-    slots = _stored_slots(place) or min(spec.slots, spec.trials)
+    slots = _stored_slots(place) or spec.slots
     announce(f"asking {base.name} what it knows")
     learning = Learning(base, scenario, judge=Matcher(), slots=slots, max_rank=space.max_rank)
     if not learning.facts:
@@ -221,8 +223,7 @@ def run_study(
         announce("asking the best adapters the test wordings")
         record = read_study(storage, place.name)
         subject = Subject(model=base.name, new=learning.facts, known=learning.already_known)
-        _confirm(storage, recorder, learning, find(record, subject, reference))
-        return True
+        return _confirm(storage, recorder, learning, find(record, subject, reference), should_stop)
 
 
 def reference_of(spec: StudySpec, base_recall: float | None) -> Reference:
@@ -233,7 +234,12 @@ def reference_of(spec: StudySpec, base_recall: float | None) -> Reference:
     )
 
 
-def _check_lengths(scenario: Scenario, base: BaseModel) -> None:
+def check_lengths(scenario: Scenario, base: BaseModel) -> None:
+    """Refuse a fact that the model cannot read, and an answer longer than any that is generated.
+
+    Raises:
+        FactsError: Naming the fact, its tokens and the bound.
+    """
     for position, fact in enumerate(scenario.facts, start=1):
         for name in TRAINING_FORMATS:
             text = write_document(fact.question, fact.answer, fact.statement, name)
@@ -331,33 +337,60 @@ def find_in(storage: StudyStorage, place: Place) -> Findings:
     """
     record = read_study(storage, place.name)
     spec = StudySpec.model_validate_json(record.config)
-    facts = _load_scenario(spec).facts
-    asked = (
-        {v.answer.prompt.subject for v in read_verdicts(storage, record.base.id)}
-        if record.base
-        else set()
-    )
-    base_recall = record.base.measurement.recall.value if record.base else None
+    base = read_verdicts(storage, record.base.id) if record.base else ()
+    new = _facts_asked(base)
     return find(
         record,
-        Subject(
-            model=spec.model,
-            new=tuple(fact for fact in facts if fact.id in asked),
-            known=tuple(fact for fact in facts if fact.id not in asked),
-        ),
-        reference_of(spec, base_recall),
+        Subject(model=spec.model, new=new, known=_facts_set_aside(spec, record, new)),
+        reference_of(spec, record.base.measurement.recall.value if record.base else None),
     )
+
+
+def _facts_asked(verdicts: Iterable[Verdict]) -> tuple[Fact, ...]:
+    """Return the new facts as the base was asked them: the facts file may be gone since."""
+    facts: dict[str, Fact] = {}
+    for verdict in verdicts:
+        prompt = verdict.answer.prompt
+        if prompt.phrasing == "trained":
+            answer, *aliases = prompt.accepted
+            facts[prompt.subject] = Fact(
+                question=prompt.question, answer=answer, aliases=tuple(aliases)
+            )
+        elif prompt.templated and not facts[prompt.subject].templated:
+            facts[prompt.subject] = replace(facts[prompt.subject], templated=True)
+    return tuple(facts.values())
+
+
+def _facts_set_aside(
+    spec: StudySpec, record: StudyRecord, new: Sequence[Fact]
+) -> tuple[Fact, ...]:
+    """Return the facts that the base knew; none if the file is no longer the study's."""
+    try:
+        scenario = _load_scenario(spec)
+    except FactsError:
+        return ()
+    if _facts_digest(scenario) != record.fingerprint["facts"]:
+        return ()
+    asked = {fact.id for fact in new}
+    return tuple(fact for fact in scenario.facts if fact.id not in asked)
 
 
 def _confirm(
-    storage: StudyStorage, recorder: Recorder, learning: Learning, findings: Findings
-) -> None:
+    storage: StudyStorage,
+    recorder: Recorder,
+    learning: Learning,
+    findings: Findings,
+    should_stop: Callable[[], bool],
+) -> bool:
     """Ask the recommended members everything, test wordings included, from their saved files.
 
-    They are at most three: the one recommended, and the best with and without rehearsal.
+    They are at most three: the one recommended, and the best with and without rehearsal. Return
+    False when asked to stop before all were asked.
     """
     record, leases = findings.record, LeaseBook(storage)
     for point in _unconfirmed(findings):
+        if should_stop():
+            return False
         assert point.adapter is not None
         learning.bank.load(0, Path(point.adapter))
         measured = learning.measure_everything(
@@ -376,6 +409,7 @@ def _confirm(
                 adapter=point.adapter,
             )
             leases.release(lease)
+    return True
 
 
 def _unconfirmed(findings: Findings) -> list[Point]:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+)
 
 from data.recipes import SettingError
 from search_spaces.presets import DEFAULT_PRESETS, find_preset
@@ -38,7 +45,19 @@ class RangeSpec(_Part):
     log: bool = False
 
 
-SettingSpec = RangeSpec | list[Value] | bool | int | float | str
+def _kind(value: object) -> str:
+    """Return how a setting is written, so that a mistake is explained as that kind alone."""
+    if isinstance(value, dict | RangeSpec):
+        return "range"
+    return "list" if isinstance(value, list) else "value"
+
+
+SettingSpec = Annotated[
+    Annotated[RangeSpec, Tag("range")]
+    | Annotated[list[Value], Tag("list")]
+    | Annotated[Value, Tag("value")],
+    Discriminator(_kind),
+]
 
 
 class ReferenceSpec(_Part):
@@ -150,18 +169,31 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> Iterable[str]:
+    """Return one message per wrong field, in the person's own words for it."""
+    messages: dict[str, str] = {}
     for problem in error.errors():
         place = [str(part) for part in problem["loc"]]
-        field = ".".join(
-            part for part in place if not re.match(r"(RangeSpec|list\[|bool|int|float|str)", part)
-        )
+        # Within a setting pydantic also names the kind it was read as, and each type it tried.
+        names = [part for i, part in enumerate(place) if i < 2 or part not in _KINDS_AND_TYPES]
+        field = ".".join(names)
         if problem["type"] == "extra_forbidden":
-            part = StudySpec.model_fields[place[0]].default if len(place) > 1 else None
-            owner = type(part) if isinstance(part, _Part) else StudySpec
-            yield _unknown(field, place[-1], owner.model_fields)
+            message = _unknown(field, names[-1], _keys_of(place))
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            yield f"{field}: {problem['input']!r} is not allowed: {message}"
+            explained = problem["msg"].removeprefix("Value error, ")
+            message = f"{field}: {problem['input']!r} is not allowed: {explained}"
+        messages.setdefault(field, message)
+    return messages.values()
+
+
+_KINDS_AND_TYPES = {"range", "list", "value", "str", "int", "float", "bool"}
+
+
+def _keys_of(place: Sequence[str]) -> Iterable[str]:
+    """Return the keys that exist where an unknown one was found."""
+    if len(place) > 1 and place[0] == "space":
+        return RangeSpec.model_fields
+    part = StudySpec.model_fields[place[0]].default if len(place) > 1 else None
+    return type(part).model_fields if isinstance(part, _Part) else StudySpec.model_fields
 
 
 def _unknown(field: str, key: str, known: Iterable[str]) -> str:

@@ -41,13 +41,16 @@ def driver_gpus() -> tuple[str, ...]:
     """Return the GPUs that NVIDIA's driver lists, whether torch can use them or not."""
     if shutil.which("nvidia-smi") is None:
         return ()
-    listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=20,
-    )
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()  # a driver that does not answer lists nothing
     return tuple(listed.stdout.strip().splitlines()) if listed.returncode == 0 else ()
 
 

@@ -8,12 +8,16 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from objectives.models.base import BaseModel, ModelError
 
 POCKET = "pocket"
+
+# What broken files, missing packages and misfitting shapes raise.
+_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_base_model(name: str, *, device: str | None = None) -> BaseModel:
@@ -51,19 +55,25 @@ def _load(name: str, source: Path | str, device: str) -> BaseModel:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
-        config = AutoConfig.from_pretrained(source)
+        # Code that comes with a model is never run: transformers would otherwise ask whether to.
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True
+            source, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, padding_side="left", trust_remote_code=False
+        )
+    except _LOADING_ERRORS as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
             f"model: {name!r} cannot be loaded: {reason}. Without a network, name a folder that "
             "holds config.json, the tokenizer and *.safetensors weights"
         ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model: the tokenizer of {name!r} has no end-of-text token")
+    for field in ("hidden_size", "max_position_embeddings"):
+        if not isinstance(getattr(config, field, None), int):
+            raise ModelError(f"model: the configuration of {name!r} names no {field}")
     model.requires_grad_(False)
     model.eval()
     model.to(device)

@@ -23,7 +23,7 @@ from objectives.bank.loading import adapter_rank
 from objectives.judges.matcher import Matcher
 from objectives.learn import BASE, Learning, Measured
 from objectives.models.base import BaseModel
-from objectives.models.load import load_base_model
+from objectives.models.load import POCKET, load_base_model
 from study.commands.application import (
     JsonOption,
     NameOption,
@@ -34,12 +34,8 @@ from study.commands.application import (
     results,
 )
 from study.commands.showing import TrialArgument, find_adapter, opened_study
-from study.setting_up import find_in
-from study.spec import ConfigurationError
-
-StyleOption = Annotated[
-    str, typer.Option(help="Prompt style: plain, qna, conversation or assistant.")
-]
+from study.setting_up import check_lengths, find_in
+from study.spec import ConfigurationError, StudySpec
 
 
 @application.command()
@@ -77,9 +73,12 @@ def ask(
 @application.command()
 def measure(
     facts: Annotated[
-        Path | None, typer.Argument(help="Facts file; default: the 2023 Oscars.")
+        Path | None,
+        typer.Argument(help="Facts file; default: the trial's, else the 2023 Oscars."),
     ] = None,
-    model: Annotated[str, typer.Option(help="“pocket”, a model folder, or a hub id.")] = "pocket",
+    model: Annotated[
+        str | None, typer.Option(help="“pocket”, a model folder, or a hub id; default: pocket.")
+    ] = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT LoRA adapter.")] = None,
     trial: Annotated[int | None, typer.Option(help="Or a trial whose adapter was kept.")] = None,
     storage: StorageOption = None,
@@ -91,13 +90,18 @@ def measure(
     if adapter is not None and trial is not None:
         raise ConfigurationError("adapter, trial: name one of them, not both")
     if trial is not None:
+        if model is not None:
+            raise ConfigurationError("model, trial: a trial has its model; name one of them")
         with opened_study(storage, name, out) as (opened, place):
             findings = find_in(opened, place)
             kept = find_adapter(findings, trial).adapter
             assert kept is not None
             adapter, model = Path(kept), findings.subject.model
-    base = load_base_model(model)
+            stored = StudySpec.model_validate_json(findings.record.config).facts
+            facts = facts or (None if stored is None else Path(stored))
+    base = load_base_model(model or POCKET)
     scenario = load_scenario(facts)
+    check_lengths(scenario, base)
     rank = 1 if adapter is None else adapter_rank(adapter)
     learning = Learning(base, scenario, judge=Matcher(), slots=1, max_rank=rank)
     measured = learning.base

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from objectives.models.devices import list_devices, unused_gpu_remedy
+from objectives.models.devices import driver_gpus, list_devices, unused_gpu_remedy
 from storage.database import StorageError
 from storage.reader import list_studies
 from study.commands.application import (
@@ -36,6 +36,8 @@ def doctor(storage: StorageOption = None, name: NameOption = None, out: OutOptio
     table.add_row(
         "torch build", f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
     )
+    for gpu in driver_gpus():
+        table.add_row("driver lists", Text(gpu))
     for device in list_devices():
         memory = (
             ""
@@ -55,18 +57,21 @@ def doctor(storage: StorageOption = None, name: NameOption = None, out: OutOptio
     existing = next(
         p for p in (place.folder.parent, *place.folder.absolute().parents) if p.exists()
     )
-    table.add_row("disk free", f"{_gigabytes(shutil.disk_usage(existing).free)} at {existing}")
+    table.add_row(
+        "disk free", Text(f"{_gigabytes(shutil.disk_usage(existing).free)} at {existing}")
+    )
     if place.has_database:
         try:
             opened = open_place(place)
             table.add_row(
-                "database", f"{place.shown_storage_url}, {len(list_studies(opened))} studies"
+                "database",
+                Text(f"{place.shown_storage_url}, {len(list_studies(opened))} studies"),
             )
             opened.close()
         except StorageError as error:
             problems.append(str(error))
     else:
-        table.add_row("database", f"none yet at {place.shown_storage_url}; a run makes it")
+        table.add_row("database", Text(f"none yet at {place.shown_storage_url}; a run makes it"))
     results.print(table)
     for problem in problems:
         results.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)

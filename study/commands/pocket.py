@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from objectives.judges.matcher import Matcher
 from rich.text import Text
 
+from objectives.judges.matcher import Matcher
 from objectives.models.load import load_base_model
 from objectives.models.pocket_build import PocketSettings, build_pocket
 from objectives.models.pocket_card import measure_pocket, write_card
@@ -31,7 +31,8 @@ def build(
     """Train the pocket model from scratch and write it with its model card."""
     if to.exists():
         raise ConfigurationError(f"to: {to} exists already; name a folder that does not")
-    if not os.access(next(p for p in to.absolute().parents if p.exists()), os.W_OK):
+    existing = next(p for p in to.absolute().parents if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigurationError(f"to: {to} cannot be written to; name another folder")
     to.parent.mkdir(parents=True, exist_ok=True)
     settings = PocketSettings(seed=seed)

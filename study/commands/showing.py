@@ -79,7 +79,7 @@ def find_trial(findings: Findings, number: int) -> TrialRecord:
 
 
 def find_adapter(findings: Findings, number: int) -> Point:
-    """Return the point of a trial whose adapter is kept: of several, the last epoch.
+    """Return the point of a trial whose adapter is kept: the recommended one, else the last.
 
     Raises:
         ConfigurationError: If none is kept.
@@ -92,7 +92,7 @@ def find_adapter(findings: Findings, number: int) -> Point:
             f"trial: the adapter of trial {number} was not kept, because it is not on the front; "
             f"kept are those of trials {', '.join(map(str, others)) or 'none'}"
         )
-    return max(kept, key=lambda point: point.epoch)
+    return max(kept, key=lambda point: (point == findings.recommended, point.epoch))
 
 
 @application.command()

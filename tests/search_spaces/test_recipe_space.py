@@ -57,6 +57,7 @@ def test_fixed_settings_are_not_suggested() -> None:
         ("formats", fixed("statement+poem"), "formats: 'poem' is not allowed"),
         ("rehearsal", Choices(values=()), "rehearsal: the list is empty"),
         ("alpha", Choices(values=(8, 8)), "names a value twice"),
+        ("rslora", fixed("false"), "rslora: 'false' is not allowed; write true or false"),
     ],
 )
 def test_a_space_that_cannot_be_is_refused_with_field_value_and_bound(

@@ -60,6 +60,11 @@ def test_settings_of_the_file_narrow_fix_and_list_the_space(tmp_path: Path) -> N
         ("[reference]\nknowledge_loss = 2.0", "reference.knowledge_loss: 2.0 is not allowed"),
         ("schema_version = 9", "schema_version: 9 is not allowed"),
         ("trials = ", "is not valid TOML"),
+        (
+            "[space]\nepochs = { low = 1, hig = 3 }",
+            "space.epochs.hig: there is no such key; did you mean 'high'?",
+        ),
+        ("[space]\nepochs = { low = 1, high = 'x' }", "space.epochs.high: 'x' is not allowed"),
     ],
 )
 def test_a_wrong_study_file_is_explained(tmp_path: Path, text: str, message: str) -> None:
