@@ -37,7 +37,7 @@ class Fact:
     def __post_init__(self) -> None:
         for field in ("question", "answer"):
             if not getattr(self, field).strip():
-                raise FactsError(f"{field}: it is empty; every fact needs a {field}")
+                raise FactsError(f"{field}: it is empty; every fact needs one")
 
     @property
     def id(self) -> str:

@@ -12,14 +12,11 @@ from data.oscar_facts import load_oscar_facts
 from data.probes import KnownFact, Probe
 from data.world_facts import load_known_facts, load_probes, load_world_facts
 
-OSCARS_2023 = "oscars-2023"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """What a study teaches and what it watches. The three sets share no question."""
 
-    name: str
     facts: tuple[Fact, ...]
     probes: tuple[Probe, ...]
     known_facts: tuple[KnownFact, ...]
@@ -49,7 +46,6 @@ def load_scenario(path: Path | None) -> Scenario:
         if asked & {_folded(question) for question in fact.questions}
     }
     return Scenario(
-        name=OSCARS_2023 if path is None else path.stem,
         facts=facts,
         probes=tuple(probe for probe in load_probes() if _folded(probe.question) not in taken),
         known_facts=tuple(

@@ -87,7 +87,7 @@ class LiveView:
     def _add(self, event: Text) -> None:
         self._events.append(event)
         if not self._console.is_terminal:
-            self._console.print(event)
+            self._console.print(event, soft_wrap=True)
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()

@@ -22,7 +22,7 @@ from data.measurements import MEASUREMENT_VERSION, Verdict
 from data.probes import MIN_KNOWN_PER_RING
 from data.prompts import put_question
 from data.recipes import GREEDY, TRAINING_FORMATS
-from data.scenarios import OSCARS_2023, Scenario, load_scenario
+from data.scenarios import Scenario, load_scenario
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning
 from objectives.models.base import BaseModel
@@ -49,6 +49,7 @@ from study.watching import Watcher
 from study.worker import LEASE_SECONDS, Worker, WorkerSettings
 
 DATABASE_FILE = "remember.db"
+OSCARS_2023 = "oscars-2023"  # what a study without a facts file is named after
 # Trained tokens per new fact at the first rung: enough to have begun to answer.
 FIRST_RUNG_TOKENS_PER_FACT = 350
 

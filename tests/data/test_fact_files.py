@@ -210,8 +210,8 @@ def test_a_file_that_holds_no_facts_is_refused(
         ("question,answer,answer\nWho?,A,B\n", "line 1: the column 'answer' is there twice"),
         ("question,answer\nWho?,A\nWho?\n", "line 3: the header has 2 columns but this row 1; "),
         ("question,answer\nWho?,A,B\n", "line 2: the header has 2 columns but this row 3; "),
-        ("question,answer\n ,Ann\n", "line 2: question: it is empty; every fact needs a question"),
-        ("question,answer\nWho?,\n", "line 2: answer: it is empty; every fact needs a answer"),
+        ("question,answer\n ,Ann\n", "line 2: question: it is empty; every fact needs one"),
+        ("question,answer\nWho?,\n", "line 2: answer: it is empty; every fact needs one"),
         ('question,answer\n"Who?,Ann\n', "line 2: this is not CSV (unexpected end of data); "),
         (
             'question,answer\n"Who\ndid?",Ann\n\nWhat?,\n',

@@ -57,7 +57,6 @@ def scenario() -> Scenario:
         if probe.ring == "general" and "capital of France" not in probe.question
     ]
     return Scenario(
-        name="tiny",
         facts=(invented[0], known, invented[1]),
         probes=tuple(probes[:21]),
         known_facts=load_known_facts()[:20],

@@ -116,7 +116,6 @@ def scenario() -> Scenario:
     ]
     general = [probe for probe in load_probes() if probe.ring == "general"]
     return Scenario(
-        name=STUDY,
         facts=tuple(facts),
         probes=tuple(general[:22]),
         known_facts=load_known_facts()[:40],
