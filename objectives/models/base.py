@@ -30,7 +30,7 @@ class BaseModel:
     @property
     def device(self) -> torch.device:
         """Return where inputs must be placed."""
-        return self.model.device  # type: ignore[no-any-return]
+        return torch.device(self.model.device)
 
     @property
     def context_tokens(self) -> int:

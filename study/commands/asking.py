@@ -34,8 +34,9 @@ from study.commands.application import (
     results,
 )
 from study.commands.showing import TrialArgument, find_adapter, opened_study
-from study.setting_up import check_lengths, find_in
+from study.setting_up import check_lengths
 from study.spec import ConfigurationError, StudySpec
+from study.stored import find_in
 
 
 @application.command()

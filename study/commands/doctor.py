@@ -21,7 +21,7 @@ from study.commands.application import (
     application,
     results,
 )
-from study.setting_up import find_place, open_place
+from study.place import find_place, open_place
 from study.spec import load_spec
 from study.versions import package_versions
 

@@ -36,8 +36,10 @@ from study.commands.application import (
     results,
 )
 from study.live_view import LiveView
-from study.setting_up import Place, find_in, find_place, open_place, read_finished, run_study
+from study.place import Place, find_place, open_place
+from study.setting_up import run_study
 from study.spec import StudySpec, load_spec
+from study.stored import find_in, read_finished
 from study.versions import package_versions
 
 

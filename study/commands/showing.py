@@ -28,8 +28,9 @@ from study.commands.application import (
     results,
 )
 from study.commands.running import describe, write_study_report
-from study.setting_up import Place, find_in, find_place, open_place
+from study.place import Place, find_place, open_place
 from study.spec import ConfigurationError, load_spec
+from study.stored import find_in
 
 TrialArgument = Annotated[int, typer.Argument(help="Number of the trial.")]
 

@@ -245,7 +245,7 @@ def test_a_study_from_its_first_run_to_its_last_adapter(
 ) -> None:
     # Killed after the last trial and before the best adapters were asked the test wordings:
     with monkeypatch.context() as killed:
-        killed.setattr("study.setting_up._confirm", lambda *_: True)
+        killed.setattr("study.setting_up.confirm", lambda *_: True)
         _, unconfirmed = run_json(capsys, "run", *files)
     assert unconfirmed["kept_aside_recall"] is None
     code, shown = run_json(capsys, "run", *files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -116,10 +117,10 @@ def test_a_member_of_the_front_inside_the_box_is_never_pruned(vectors: list[Rung
 
 
 @given(rungs, st.randoms())
-def test_the_order_of_the_others_does_not_matter(vectors: list[RungVector], draw: object) -> None:
+def test_the_order_of_the_others_does_not_matter(vectors: list[RungVector], draw: Random) -> None:
     newcomer, others = vectors[0], vectors[1:]
     shuffled = list(others)
-    draw.shuffle(shuffled)  # type: ignore[attr-defined]
+    draw.shuffle(shuffled)
     assert PRUNER.decide(newcomer, others).keep == PRUNER.decide(newcomer, shuffled).keep
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.oscar_facts import load_oscar_facts
-from data.prompts import PROMPT_STYLES, fact_prompts
+from data.prompts import PROMPT_STYLES, PromptStyle, fact_prompts
 from data.recipes import GREEDY
 from data.world_facts import load_probes
 from objectives.answers.generate import generate
@@ -50,9 +50,9 @@ def test_the_card_is_about_the_shipped_weights_and_settings(
 
 @pytest.mark.parametrize("style", PROMPT_STYLES)
 def test_it_answers_at_least_98_percent_of_its_probes_in_every_style(
-    pocket: BaseModel, style: str
+    pocket: BaseModel, style: PromptStyle
 ) -> None:
-    prompts = [probe.prompt(style) for probe in load_probes()]  # type: ignore[arg-type]
+    prompts = [probe.prompt(style) for probe in load_probes()]
     requests = [Request(prompt=p, slot=-1, sampling=GREEDY, seed=0) for p in prompts]
     verdicts = Matcher().judge([c.answer for c in generate(pocket, requests)])
     assert sum(v.is_correct for v in verdicts) / len(verdicts) >= 0.98

@@ -1,0 +1,105 @@
+"""What a stored study found, read without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from analysis.findings import Findings, find
+from analysis.points import Reference
+from analysis.verdict import Subject
+from data.facts import Fact, FactsError
+from data.measurements import Verdict
+from data.scenarios import Scenario, load_scenario
+from storage.database import StudyNotFound, StudyStorage
+from storage.reader import read_study, read_verdicts
+from storage.records import StudyRecord
+from study.confirming import unconfirmed
+from study.place import Place, open_place
+from study.spec import StudySpec
+
+
+def read_finished(spec: StudySpec, place: Place) -> StudyRecord | None:
+    """Return the study if just this spec has run to its end, without loading a model."""
+    if not place.has_database:
+        return None
+    with closing(open_place(place)) as storage:
+        try:
+            record = read_study(storage, place.name)
+        except StudyNotFound:
+            return None
+        ended = sum(trial.state != "running" for trial in record.trials)
+        is_finished = (
+            ended == len(record.trials) == spec.trials
+            and StudySpec.model_validate_json(record.config) == spec
+            # The file may have changed under its name.
+            and record.fingerprint["facts"] == facts_digest(load_study_scenario(spec))
+            and not unconfirmed(find_in(storage, place))
+        )
+    return record if is_finished else None
+
+
+def find_in(storage: StudyStorage, place: Place) -> Findings:
+    """Return what a stored study found, without a model.
+
+    Raises:
+        StudyNotFound: If the database holds no study of this name.
+    """
+    record = read_study(storage, place.name)
+    spec = StudySpec.model_validate_json(record.config)
+    base = read_verdicts(storage, record.base.id) if record.base else ()
+    new = _facts_asked(base)
+    return find(
+        record,
+        Subject(model=spec.model, new=new, known=_facts_set_aside(spec, record, new)),
+        reference_of(spec, record.base.measurement.recall.value if record.base else None),
+    )
+
+
+def reference_of(spec: StudySpec, base_recall: float | None) -> Reference:
+    """Return the reference point: the measured base's recall and a margin, the tolerated loss."""
+    return Reference(
+        recall=(base_recall or 0.0) + spec.reference.recall_margin,
+        knowledge_loss=spec.reference.knowledge_loss,
+    )
+
+
+def load_study_scenario(spec: StudySpec) -> Scenario:
+    """Return the scenario of a study: its facts file read anew, or the packaged facts."""
+    return load_scenario(None if spec.facts is None else Path(spec.facts))
+
+
+def facts_digest(scenario: Scenario) -> str:
+    """Return what identifies a scenario in a study's fingerprint."""
+    return scenario.digest[:12]
+
+
+def _facts_asked(verdicts: Iterable[Verdict]) -> tuple[Fact, ...]:
+    """Return the new facts as the base was asked them: the facts file may be gone since."""
+    facts: dict[str, Fact] = {}
+    for verdict in verdicts:
+        prompt = verdict.answer.prompt
+        if prompt.phrasing == "trained":
+            answer, *aliases = prompt.accepted
+            facts[prompt.subject] = Fact(
+                question=prompt.question, answer=answer, aliases=tuple(aliases)
+            )
+        elif prompt.templated and not facts[prompt.subject].templated:
+            facts[prompt.subject] = replace(facts[prompt.subject], templated=True)
+    return tuple(facts.values())
+
+
+def _facts_set_aside(
+    spec: StudySpec, record: StudyRecord, new: Sequence[Fact]
+) -> tuple[Fact, ...]:
+    """Return the facts that the base knew; none if the file is no longer the study's."""
+    try:
+        scenario = load_study_scenario(spec)
+    except FactsError:
+        return ()
+    if facts_digest(scenario) != record.fingerprint["facts"]:
+        return ()
+    asked = {fact.id for fact in new}
+    return tuple(fact for fact in scenario.facts if fact.id not in asked)
