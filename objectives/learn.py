@@ -110,13 +110,18 @@ class Learning:
         ]
         continuations = iter(generate(self._model, requests, router=self.bank))
         slots = [turn.slot for turn in turns]
-        probed = verify_greedy(self._model, self._probe_references, slots, router=self.bank)
+        probed = [
+            self._judge_answers(answered)
+            for answered in verify_greedy(
+                self._model, self._probe_references, slots, router=self.bank
+            )
+        ]
         nats = self._mean_nats(slots)
         return [
             tuple(
                 self._score(
                     self._judge_answers([next(continuations) for _ in self._prompts]),
-                    self._judge_answers(probes),
+                    probes,
                     sampling,
                     epoch=self.bank.progress(turn.slot).epoch,
                     tokens=self.bank.progress(turn.slot).trained_tokens,

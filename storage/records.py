@@ -78,6 +78,11 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
 
     @property
+    def ended_trials(self) -> int:
+        """Return how many trials have come to an end, whichever."""
+        return sum(trial.state != "running" for trial in self.trials)
+
+    @property
     def base(self) -> MeasurementRecord | None:
         """Return the reference: the base's first greedy measurement, or None before it is made."""
         return next(

@@ -9,9 +9,7 @@ from contextlib import closing
 
 import optuna
 
-from analysis.findings import find
 from analysis.points import Reference
-from analysis.verdict import Subject
 from data.facts import FactsError
 from data.formats import write_document
 from data.measurements import MEASUREMENT_VERSION
@@ -25,8 +23,7 @@ from objectives.models.base import BaseModel
 from objectives.models.load import load_base_model
 from search_spaces.recipe_space import RecipeSpace
 from search_spaces.starting_points import fit_to_space, starting_points
-from storage.database import StudyNotFound, StudyStorage
-from storage.reader import read_study
+from storage.database import StudyStorage
 from storage.recorder import Recorder
 from study.adapter_shelf import AdapterShelf
 from study.confirming import confirm
@@ -34,7 +31,13 @@ from study.place import Place, open_place
 from study.pruning import SuccessiveHalving
 from study.sampler import SeededSampler
 from study.spec import ConfigurationError, StudySpec
-from study.stored import facts_digest, load_study_scenario, reference_of
+from study.stored import (
+    facts_digest,
+    find_in,
+    load_study_scenario,
+    read_stored,
+    reference_of,
+)
 from study.watching import Watcher
 from study.worker import Worker, WorkerSettings
 
@@ -68,7 +71,8 @@ def run_study(
     space = spec.recipe_space(
         hidden_size=int(base.model.config.hidden_size), context_tokens=base.context_tokens
     )
-    slots = _stored_slots(place) or spec.slots
+    stored = read_stored(place)
+    slots = spec.slots if stored is None else stored.slots
     announce(f"asking {base.name} what it knows")
     learning = Learning(base, scenario, judge=Matcher(), slots=slots, max_rank=space.max_rank)
     if not learning.facts:
@@ -114,9 +118,7 @@ def run_study(
         if not worker.run():
             return False
         announce("asking the best adapters the test wordings")
-        record = read_study(storage, place.name)
-        subject = Subject(model=base.name, new=learning.facts, known=learning.already_known)
-        return confirm(storage, recorder, learning, find(record, subject, reference), should_stop)
+        return confirm(storage, recorder, learning, find_in(storage, place), should_stop)
 
 
 def check_lengths(scenario: Scenario, base: BaseModel) -> None:
@@ -143,17 +145,6 @@ def check_lengths(scenario: Scenario, base: BaseModel) -> None:
                 f"answer: that of fact {position} ({fact.answer[:40]!r}…) is {tokens} tokens long "
                 f"and at most {GREEDY.max_new_tokens} are generated; shorten it"
             )
-
-
-def _stored_slots(place: Place) -> int | None:
-    """Return the number of slots that the study was made with; None if there is no study yet."""
-    if not place.has_database:
-        return None
-    with closing(open_place(place)) as storage:
-        try:
-            return read_study(storage, place.name).slots
-        except StudyNotFound:
-            return None
 
 
 def _fingerprint(

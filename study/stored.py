@@ -21,24 +21,28 @@ from study.place import Place, open_place
 from study.spec import StudySpec
 
 
-def read_finished(spec: StudySpec, place: Place) -> StudyRecord | None:
-    """Return the study if just this spec has run to its end, without loading a model."""
+def read_stored(place: Place) -> StudyRecord | None:
+    """Return the study that lives at a place, or None if there is none yet."""
     if not place.has_database:
         return None
     with closing(open_place(place)) as storage:
         try:
-            record = read_study(storage, place.name)
+            return read_study(storage, place.name)
         except StudyNotFound:
             return None
-        ended = sum(trial.state != "running" for trial in record.trials)
-        is_finished = (
-            ended == len(record.trials) == spec.trials
-            and StudySpec.model_validate_json(record.config) == spec
-            # The file may have changed under its name.
-            and record.fingerprint["facts"] == facts_digest(load_study_scenario(spec))
-            and not unconfirmed(find_in(storage, place))
-        )
-    return record if is_finished else None
+
+
+def is_finished(spec: StudySpec, place: Place) -> bool:
+    """Return whether just this spec has run to its end, without loading a model."""
+    record = read_stored(place)
+    if record is None or not record.ended_trials == len(record.trials) == spec.trials:
+        return False
+    if StudySpec.model_validate_json(record.config) != spec:
+        return False
+    if record.fingerprint["facts"] != facts_digest(load_study_scenario(spec)):
+        return False  # the file has changed under its name
+    with closing(open_place(place)) as storage:
+        return not unconfirmed(find_in(storage, place))
 
 
 def find_in(storage: StudyStorage, place: Place) -> Findings:

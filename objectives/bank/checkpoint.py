@@ -83,6 +83,7 @@ def restore_checkpoint(
     try:
         with safe_open(path, framework="pt") as file:
             described = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+            # The file cannot be iterated over, only its keys.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise CheckpointError(f"checkpoint: {path} cannot be read: {error}") from error

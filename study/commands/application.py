@@ -73,7 +73,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 def run_application(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code; every error is printed as one message."""
-    # The subcommands register themselves.
+    # The subcommands register themselves when they are imported, and are not used by name.
     import study.commands.asking
     import study.commands.doctor
     import study.commands.pocket

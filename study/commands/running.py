@@ -22,8 +22,7 @@ from analysis.tables import show_examples, show_front
 from data.measurements import Verdict
 from objectives.models.devices import unused_gpu_remedy
 from search_spaces.recipe_space import settings_of
-from storage.database import StudyNotFound
-from storage.reader import read_study, read_verdicts
+from storage.reader import read_verdicts
 from study.commands.application import (
     Interrupted,
     JsonOption,
@@ -39,7 +38,7 @@ from study.live_view import LiveView
 from study.place import Place, find_place, open_place
 from study.setting_up import run_study
 from study.spec import StudySpec, load_spec
-from study.stored import find_in, read_finished
+from study.stored import find_in, is_finished, read_stored
 from study.versions import package_versions
 
 
@@ -87,7 +86,7 @@ def run(
         },
     )
     place = find_place(spec)
-    if read_finished(spec, place) is None:
+    if not is_finished(spec, place):
         _run(spec, place)
     with closing(open_place(place)) as opened:
         findings = find_in(opened, place)
@@ -189,9 +188,11 @@ def _run(spec: StudySpec, place: Place) -> None:
             Text(f"watch it: optuna-dashboard {place.shown_storage_url}", style="dim"),
             soft_wrap=True,
         )
+    stored = read_stored(place)
+    ended = 0 if stored is None else stored.ended_trials
     with (
         _stop_signal() as stop,
-        LiveView(messages, trials=spec.trials, ended=_count_ended(place)) as view,
+        LiveView(messages, trials=spec.trials, ended=ended) as view,
     ):
         is_finished = run_study(
             spec, place, view, should_stop=lambda: stop.code is not None, announce=view.announce
@@ -200,17 +201,6 @@ def _run(spec: StudySpec, place: Place) -> None:
         assert stop.code is not None
         messages.print("every running trial is saved; run the same command again to go on")
         raise Interrupted(stop.code)
-
-
-def _count_ended(place: Place) -> int:
-    if not place.has_database:
-        return 0
-    with closing(open_place(place)) as storage:
-        try:
-            trials = read_study(storage, place.name).trials
-        except StudyNotFound:
-            return 0
-        return sum(trial.state != "running" for trial in trials)
 
 
 @dataclass(slots=True)

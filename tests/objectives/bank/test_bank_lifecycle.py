@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_slots_share_a_pass_unless_their_rows_differ_much_in_length(
     for slot, (rank, words, rows) in enumerate([(8, 13, 1), (1, 18, 4), (2, longest - 2, 3)]):
         recipe = dataclasses.replace(RECIPE, rank=rank, batch_size=rows)
         document = " ".join(["w1"] * words)  # and a BOS and an EOS
-        bank.admit(slot, recipe, lambda _, text=document: [text] * 4, seed=slot)  # type: ignore[misc]
+        bank.admit(slot, recipe, partial(_four_times, document), seed=slot)
     seen: list[int] = []
     hook = base.model.register_forward_hook(lambda *_: seen.append(1))
     bank.step()
@@ -275,3 +276,7 @@ def test_training_leaves_the_base_and_the_global_generator_untouched(
     assert all(not module._forward_hooks for module in base.model.modules())
     assert all(not module._forward_pre_hooks for module in base.model.modules())
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+def _four_times(text: str, _epoch: int) -> list[str]:
+    return [text] * 4
