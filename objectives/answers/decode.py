@@ -10,14 +10,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from torch.nn.functional import pad
 
 from data.recipes import Sampling
-from objectives.answers.batches import batch_rows, pad_left
+from objectives.answers.batches import batch_rows
+from objectives.answers.cache import join_states, keeps_everything, make_cache, take_states
 from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
 from objectives.answers.sampling import TokenChooser
 from objectives.models.base import BaseModel
+from objectives.models.blocks import Entries
+from objectives.models.reading import (
+    Rows,
+    attending,
+    logits_only_of,
+    pad_left,
+    reads_packed,
+    share_beginnings,
+)
 
 # The share of finished rows at which they are dropped: what is saved then outweighs copying the
 # keys and values of the rows that stay.
@@ -51,6 +61,7 @@ class Opening:
         return self.prompt_ids + self.draft
 
 
+@torch.inference_mode()
 def decode(
     base: BaseModel,
     openings: Sequence[Opening],
@@ -62,49 +73,43 @@ def decode(
 ) -> list[tuple[int, ...]]:
     """Return the generated token ids of every row, with the EOS where one was generated.
 
-    Rows never influence each other beyond the rounding of floating point numbers. `on_rows_done`
-    is called with the numbers of the rows of every finished batch.
+    Rows never influence each other beyond the rounding of floating point numbers. Where rows end,
+    others join those that go on, so that the model seldom reads few. `on_rows_done` is called with
+    the numbers of rows that have ended.
     """
-    if not _can_unread(base):
+    if not openings:
+        return []
+    if not keeps_everything(make_cache(base.model)):
         openings = [replace(opening, draft=()) for opening in openings]
-    generated: list[tuple[int, ...]] = [()] * len(openings)
     read_ids = [opening.read_ids for opening in openings]
     slots = [opening.slot for opening in openings]
-    longest_draft = max((len(opening.draft) for opening in openings), default=0)
+    longest_draft = max(len(opening.draft) for opening in openings)
     vocabulary = int(base.model.config.get_text_config().vocab_size)
     rows_within_memory = max(1, _LOGITS_PER_PASS // (vocabulary * (longest_draft + 1)))
-    for batch in batch_rows(read_ids, slots, min(rows_per_batch, rows_within_memory)):
-        rows = [openings[row] for row in batch]
-        for row, token_ids in zip(batch, _decode_batch(base, rows, router, endings), strict=True):
-            generated[row] = token_ids
-        on_rows_done(batch)
-    return generated
+    rows_per_batch = min(rows_per_batch, rows_within_memory)
+    # Half of the rows can be unfinished when the others are replaced.
+    rows_per_opening = (rows_per_batch + 1) // 2
+    reader = _Reader(base, openings, router, endings, on_rows_done)
+    for batch in batch_rows(read_ids, slots, rows_per_opening):
+        reader.read_on(rows_per_batch - len(batch))
+        reader.open_rows(batch)
+    reader.read_on(0)
+    return [tuple(token_ids) for token_ids in reader.generated]
 
 
-def _can_unread(base: BaseModel) -> bool:
-    """Return whether what a model has read can be hidden from it again.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unfinished:
+    """Rows between two passes: the fields of `_Reader`, and each layer's keys and values."""
 
-    A sliding window has moved on by then, and a recurrent state has taken it in.
-    """
-    layers = DynamicCache(config=base.model.config).layers
-    return all(type(layer) is DynamicLayer for layer in layers)
-
-
-@torch.inference_mode()
-def _decode_batch(
-    base: BaseModel, openings: Sequence[Opening], router: AdapterRouter, endings: Endings
-) -> list[tuple[int, ...]]:
-    batch = _Batch(base, openings, endings)
-    batch.read_openings(router)
-    while batch.unfinished:
-        batch.drop_finished()
-        with router.answering(batch.slots):
-            while batch.unfinished > len(batch.slots) * (1 - _DROPPED_SHARE):
-                batch.read_tokens()
-    return [tuple(token_ids) for token_ids in batch.generated]
+    numbers: list[int]
+    mask: Tensor
+    positions: Tensor
+    history: Tensor
+    tokens: Tensor
+    states: list[tuple[Tensor, Tensor]]
 
 
-class _Batch:
+class _Reader:
     """Rows on their way: what the model has read of them, and what they have generated.
 
     Tensors have a row for each of `_reading`, the numbers of the openings that the model reads on.
@@ -113,90 +118,151 @@ class _Batch:
 
     _mask: Tensor  # (rows, tokens), 1 where the row has a token
     _positions: Tensor  # (rows, 1), of the token read last among the row's own
-    _history: Tensor  # (rows, tokens), what was read, without padding
+    _history: Tensor  # (rows, tokens), what was read, padded with tokens of the row's own
     _tokens: Tensor  # (rows, 1), chosen and not read yet
 
-    def __init__(self, base: BaseModel, openings: Sequence[Opening], endings: Endings) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        openings: Sequence[Opening],
+        router: AdapterRouter,
+        endings: Endings,
+        on_rows_done: Callable[[Sequence[int]], None],
+    ) -> None:
         self._base = base
         self._openings = openings
+        self._router = router
         self._endings = endings
+        self._on_rows_done = on_rows_done
         self.generated: list[list[int]] = [[] for _ in openings]
         self._is_over = [False] * len(openings)
         self._uniforms = _stack_uniforms(openings)
-        self._reading = list(range(len(openings)))
-        self._chooser = TokenChooser([row.sampling for row in openings], base.device)
-        self._cache = DynamicCache(config=base.model.config)
+        self._reading: list[int] = []
+        self._cache = make_cache(base.model)
 
     @property
-    def slots(self) -> list[int]:
-        """Return the slot of every row that the model reads."""
-        return [self._openings[row].slot for row in self._reading]
+    def _unfinished(self) -> int:
+        return sum(not self._is_over[row] for row in self._reading)
 
-    @property
-    def unfinished(self) -> int:
-        """Return how many rows are not over."""
-        return self._is_over.count(False)
+    def read_on(self, most_unfinished: int) -> None:
+        """Read on until at most so many rows are not over, and let go of the others.
 
-    def read_openings(self, router: AdapterRouter) -> None:
-        """Read what the rows begin with, and choose a token for each.
+        Where the cache takes in no further rows, all are read to their ends.
+        """
+        if not keeps_everything(self._cache):
+            most_unfinished = 0
+        while self._unfinished > most_unfinished:
+            self._drop_finished()
+            enough = max(most_unfinished, int(len(self._reading) * (1 - _DROPPED_SHARE)))
+            with self._router.answering([self._openings[row].slot for row in self._reading]):
+                while self._unfinished > enough:
+                    self._read_tokens()
+        self._drop_finished()
+
+    def open_rows(self, numbers: Sequence[int]) -> None:
+        """Read what rows begin with, choose a token for each, and put them to those that go on.
 
         Rows of one slot that begin alike, as under several samplings, are read once.
         """
-        begins = [(row.slot, row.prompt_ids, row.draft) for row in self._openings]
+        before = self._take_out()
+        openings = [self._openings[row] for row in numbers]
+        begins = [(row.slot, row.prompt_ids, row.draft) for row in openings]
         distinct = list(dict.fromkeys(begins))
-        padded = pad_left([prompt_ids + draft for _, prompt_ids, draft in distinct], self._base)
-        longest_draft = max(len(draft) for _, _, draft in distinct)
-        with router.answering([slot for slot, _, _ in distinct]):
-            logits = self._forward(padded.ids, padded.mask, padded.positions, longest_draft + 1)
+        drafts = [draft for _, _, draft in distinct]
+        rows = [prompt_ids + draft for _, prompt_ids, draft in distinct]
+        padded = pad_left(self._base, rows)
+        assert padded.mask is not None
+        slots = [slot for slot, _, _ in distinct]
+        self._cache = make_cache(self._base.model)
+        logits, places_of = self._read_rows(rows, padded, slots, drafts)
 
-        agreed = _count_agreed([draft for _, _, draft in distinct], logits)
+        agreed = _count_agreed(drafts, places_of, logits)
         rejected = torch.tensor(
-            [[len(draft) - count] for (_, _, draft), count in zip(distinct, agreed, strict=True)],
+            [[len(draft) - count] for draft, count in zip(drafts, agreed, strict=True)],
             device=self._base.device,
         )
-        width = padded.ids.shape[1]
+        width = padded.token_ids.shape[1]
         columns = torch.arange(width, device=self._base.device)
         self._mask = padded.mask * (columns < width - rejected)
         self._positions = padded.positions[:, -1:] - rejected
         # What is hidden is no history; each row repeats a token of its own there.
-        own = torch.tensor([[ids[0]] for _, ids, _ in distinct], device=self._base.device)
-        self._history = padded.ids.where(self._mask.bool(), own)
-        rows = torch.arange(len(distinct), device=self._base.device)
-        logits = logits[rows, longest_draft - rejected.squeeze(1)]
+        own = torch.tensor([[row[0]] for row in rows], device=self._base.device)
+        self._history = padded.token_ids.where(self._mask.bool(), own)
 
         place_of = {begin: place for place, begin in enumerate(distinct)}
         places = [place_of[begin] for begin in begins]
-        self.generated = [
-            list(row.draft[: agreed[place]])
-            for row, place in zip(self._openings, places, strict=True)
-        ]
+        for number, opening, place in zip(numbers, openings, places, strict=True):
+            self.generated[number] = list(opening.draft[: agreed[place]])
         if len(distinct) < len(begins):
-            rows_of = torch.tensor(places, device=self._base.device)
-            self._select(rows_of)
-            logits = logits[rows_of]
-        self._choose(logits)
+            self._select(torch.tensor(places, device=self._base.device))
+        self._set_reading(numbers)
+        last = [int(places_of[place][agreed[place]]) for place in places]
+        self._choose(logits[torch.tensor(last, device=self._base.device)])
+        if before is not None:
+            self._put_first(before)
 
-    def read_tokens(self) -> None:
+    def _read_rows(
+        self,
+        rows: Sequence[tuple[int, ...]],
+        padded: Rows,
+        slots: Sequence[int],
+        drafts: Sequence[tuple[int, ...]],
+    ) -> tuple[Tensor, list[Entries]]:
+        """Fill the cache with rows; return the logits after each prompt and each draft token.
+
+        Returns:
+            Logits (places, vocabulary), and for every row the places of its own: after its prompt
+            first, after its draft last.
+        """
+        model = self._base.model
+        packs = reads_packed(model) and keeps_everything(self._cache)
+        laid = share_beginnings(self._base, rows, slots) if packs else padded
+        last = [
+            entries[-1 - len(draft) :]
+            for entries, draft in zip(laid.entries_of, drafts, strict=True)
+        ]
+        read, places = np.unique(np.concatenate(last), return_inverse=True)
+        ends = np.cumsum([len(entries) for entries in last])
+        with (
+            self._router.answering(np.asarray(slots)[laid.owners].tolist()),
+            attending(model, laid, self._cache) as arguments,
+            logits_only_of(model, torch.from_numpy(read).to(self._base.device)),
+        ):
+            logits: Tensor = model(**arguments).logits
+        return logits, np.split(places, ends[:-1])
+
+    def _read_tokens(self) -> None:
         """Read the tokens chosen last, and choose the next ones."""
         self._mask = torch.cat([self._mask, torch.ones_like(self._tokens)], dim=1)
         self._history = torch.cat([self._history, self._tokens], dim=1)
         # A finished row may run past the last position that the model knows.
         self._positions = (self._positions + 1).clamp(max=self._base.context_tokens - 1)
-        logits = self._forward(self._tokens, self._mask, self._positions, 1)
-        self._choose(logits[:, -1])
+        output = self._base.model(
+            input_ids=self._tokens,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._choose(output.logits[:, -1])
 
-    def drop_finished(self) -> None:
+    def _drop_finished(self) -> None:
         """Let the model read only rows that are not over."""
         kept = [place for place, row in enumerate(self._reading) if not self._is_over[row]]
         if len(kept) == len(self._reading):
             return
-        self._reading = [self._reading[place] for place in kept]
-        self._chooser = TokenChooser(
-            [self._openings[row].sampling for row in self._reading], self._base.device
-        )
+        self._on_rows_done([row for row in self._reading if self._is_over[row]])
+        self._set_reading([self._reading[place] for place in kept])
+        if not kept:
+            return
         places = torch.tensor(kept, device=self._base.device)
         self._select(places)
         self._tokens = self._tokens[places]
+
+    def _set_reading(self, numbers: Sequence[int]) -> None:
+        self._reading = list(numbers)
+        samplings = [self._openings[row].sampling for row in self._reading]
+        self._chooser = TokenChooser(samplings, self._base.device)
 
     def _select(self, places: Tensor) -> None:
         self._cache.batch_select_indices(places)
@@ -204,18 +270,37 @@ class _Batch:
         self._positions = self._positions[places]
         self._history = self._history[places]
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, kept: int) -> Tensor:
-        """Return the logits after the last `kept` tokens, (rows, kept, vocabulary)."""
-        output = self._base.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=kept,
+    def _take_out(self) -> _Unfinished | None:
+        """Return the rows that go on, if there are any."""
+        if not self._reading:
+            return None
+        # Columns that only rows had which are gone.
+        unused = int(self._mask.any(dim=0).int().argmax())
+        return _Unfinished(
+            numbers=self._reading,
+            mask=self._mask[:, unused:],
+            positions=self._positions,
+            history=self._history[:, unused:],
+            tokens=self._tokens,
+            states=take_states(self._cache, first_column=unused),
         )
-        logits: Tensor = output.logits
-        return logits
+
+    def _put_first(self, before: _Unfinished) -> None:
+        """Put rows that were taken out before those that are read now."""
+        width = max(self._mask.shape[1], before.mask.shape[1])
+
+        def join(one: Tensor, other: Tensor) -> Tensor:
+            return torch.cat([pad(each, (width - each.shape[1], 0)) for each in (one, other)])
+
+        def repeat_own(history: Tensor) -> Tensor:
+            return torch.cat([history[:, -1:].expand(-1, width - history.shape[1]), history], 1)
+
+        self._mask = join(before.mask, self._mask)
+        self._history = torch.cat([repeat_own(before.history), repeat_own(self._history)])
+        self._positions = torch.cat([before.positions, self._positions])
+        self._tokens = torch.cat([before.tokens, self._tokens])
+        join_states(self._cache, before.states, width=width)
+        self._set_reading([*before.numbers, *self._reading])
 
     def _choose(self, logits: Tensor) -> None:
         # A finished row may have used up its numbers; what it draws is not used.
@@ -232,20 +317,23 @@ class _Batch:
                 )
 
 
-def _count_agreed(drafts: Sequence[tuple[int, ...]], logits: Tensor) -> list[int]:
+def _count_agreed(
+    drafts: Sequence[tuple[int, ...]], places_of: Sequence[Entries], logits: Tensor
+) -> list[int]:
     """Return how many tokens of each draft, from its first on, are the likeliest.
 
     Args:
-        drafts: The guesses, the longest of `kept - 1` tokens.
-        logits: (rows, kept, vocabulary); the last of a row follow its draft's last token.
+        drafts: The guesses.
+        places_of: For every draft the places among `logits` of what follows the prompt and each of
+            its tokens.
+        logits: (places, vocabulary).
     """
-    if logits.shape[1] == 1:
+    if not any(drafts):
         return [0] * len(drafts)
-    likeliest = logits.argmax(dim=-1).tolist()
+    likeliest = logits.argmax(dim=-1).cpu().numpy()
     return [
-        # The tokens after the prompt's last, up to the one that follows the whole draft.
-        [*map(eq, draft, tokens[-1 - len(draft) : -1]), False].index(False)
-        for draft, tokens in zip(drafts, likeliest, strict=True)
+        [*map(eq, draft, likeliest[places[:-1]].tolist()), False].index(False)
+        for draft, places in zip(drafts, places_of, strict=True)
     ]
 
 

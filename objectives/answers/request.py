@@ -36,22 +36,23 @@ class Continuation:
 class AdapterRouter(Protocol):
     """Whatever holds adapters in slots beside a base model, such as a bank."""
 
-    def answering(self, row_slots: Sequence[int]) -> AbstractContextManager[None]:
-        """Return a context within which a forward pass has one row for every slot given.
+    def answering(self, slot_of_entry: Sequence[int]) -> AbstractContextManager[None]:
+        """Return a context within which a forward pass has one token for every slot given.
 
-        Row `i` is read by the adapter of slot `row_slots[i]`, or by the untouched base (-1).
+        Entry `i`, counting the tokens of a pass row after row, is read by the adapter of slot
+        `slot_of_entry[i]`, or by the untouched base (-1).
         """
 
 
 class UntouchedBase:
-    """The router of a base model without adapters: every row must ask for slot -1."""
+    """The router of a base model without adapters: every token must ask for slot -1."""
 
-    def answering(self, row_slots: Sequence[int]) -> AbstractContextManager[None]:
+    def answering(self, slot_of_entry: Sequence[int]) -> AbstractContextManager[None]:
         """Return a context that changes nothing.
 
         Raises:
-            ValueError: If a row asks for an adapter.
+            ValueError: If a token asks for an adapter.
         """
-        if asked := set(row_slots) - {-1}:
+        if asked := set(slot_of_entry) - {-1}:
             raise ValueError(f"slot: {min(asked)} was asked without a router that has its adapter")
         return nullcontext()

@@ -22,23 +22,24 @@ def learning_rate_at(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * min(1.0, step / recipe.warmup_steps)
 
 
-def clip_gradients(gradients: Tensor, norms: Tensor) -> None:
+def clip_gradients(gradients: list[Tensor], norms: Sequence[float]) -> None:
     """Scale each slot's gradient, in place, to a norm of at most 1.
 
     The formula is that of `torch.nn.utils.clip_grad_norm_`, for each slot by itself.
 
     Args:
-        gradients: (slots, ranks, columns).
-        norms: (slots), the Euclidean norm of each slot's whole gradient; finite.
+        gradients: One (rank, columns) per slot.
+        norms: The Euclidean norm of each; finite.
     """
-    gradients.mul_((MAX_GRADIENT_NORM / (norms + 1e-6)).clamp(max=1.0).view(-1, 1, 1))
+    factors = [min(1.0, MAX_GRADIENT_NORM / (norm + 1e-6)) for norm in norms]
+    torch._foreach_mul_(gradients, factors)
 
 
 def update_weights(
-    weights: Tensor,
-    gradients: Tensor,
-    first_moments: Tensor,
-    second_moments: Tensor,
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    first_moments: list[Tensor],
+    second_moments: list[Tensor],
     *,
     recipes: Sequence[Recipe],
     steps: Sequence[int],
@@ -49,10 +50,10 @@ def update_weights(
     zero gradients and moments stay exactly zero.
 
     Args:
-        weights: (slots, ranks, columns), as the other three.
-        gradients: After clipping.
-        first_moments: Running mean of the gradients.
-        second_moments: Running mean of their squares.
+        weights: One (rank, columns) per slot, as the other three.
+        gradients: After clipping; they are used up.
+        first_moments: Running means of the gradients.
+        second_moments: Running means of their squares.
         recipes: Learning rate, warm-up and weight decay of each slot.
         steps: The number of each slot's step, counted from 1.
     """
@@ -61,20 +62,18 @@ def update_weights(
     second_corrections = [(1 - BETA2**step) ** 0.5 for step in steps]
     decays = [rate * recipe.weight_decay for rate, recipe in zip(rates, recipes, strict=True)]
 
+    # torch's own optimizers are built of these functions; each takes a list of tensors with a
+    # number for each.
     if any(decays):
-        weights.mul_(_per_slot([1 - decay for decay in decays], weights))
-    first_moments.lerp_(gradients, 1 - BETA1)
-    second_moments.mul_(BETA2).addcmul_(gradients, gradients, value=1 - BETA2)
+        torch._foreach_mul_(weights, [1 - decay for decay in decays])
+    torch._foreach_lerp_(first_moments, gradients, 1 - BETA1)
+    torch._foreach_mul_(second_moments, BETA2)
+    torch._foreach_addcmul_(second_moments, gradients, gradients, value=1 - BETA2)
     # step_size * m / (sqrt(v) / correction + eps), with step_size moved into the denominator,
-    # which saves two passes over tensors of this size.
+    # and the denominator in the gradient's place, which is not needed any more.
+    torch._foreach_copy_(gradients, second_moments)
+    torch._foreach_sqrt_(gradients)
     inverse = [1 / (c * size) for c, size in zip(second_corrections, step_sizes, strict=True)]
-    denominators = torch.addcmul(
-        _per_slot([EPSILON / size for size in step_sizes], weights),
-        second_moments.sqrt(),
-        _per_slot(inverse, weights),
-    )
-    weights.addcdiv_(first_moments, denominators, value=-1)
-
-
-def _per_slot(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+    torch._foreach_mul_(gradients, inverse)
+    torch._foreach_add_(gradients, [EPSILON / size for size in step_sizes])
+    torch._foreach_addcdiv_(weights, first_moments, gradients, value=-1)

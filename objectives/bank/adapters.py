@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from data.recipes import TargetModules
 from objectives.bank.modules import LinearModule
-from objectives.bank.routing import Routing
 from objectives.bank.seeds import derive_seed
+from objectives.models.blocks import Blocks
 
 # Takes a module's position in the layout; returns what its input is multiplied by.
 Dropout = Callable[[int], Tensor]
@@ -77,83 +78,181 @@ def initialise(layout: Layout, weights: Tensor, targets: TargetModules, *, seed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterGroup:
-    """Adapters padded to one rank, and the rows of a pass they are for.
+    """Adapters of one padded rank, which serve one block of a pass.
 
-    `weights` is (slots of the routing, ranks, columns of the modules they are attached to), fp32.
-    `scales` (slots of the routing) is what each adapter's output is multiplied by.
+    `weights` is (slots, ranks, columns of the modules they are attached to), fp32, and `scales`
+    (slots) is what each adapter's output is multiplied by. A backward pass adds the weights'
+    gradient to `gradients`, of the same shape; None where there will be no backward pass.
     """
 
     weights: Tensor
     scales: Tensor
-    routing: Routing
+    gradients: Tensor | None = None
     dropout: Dropout | None = None
 
 
 @contextmanager
 def adapters_attached(
-    layout: Layout, positions: range, groups: Sequence[AdapterGroup]
+    layout: Layout, positions: range, groups: Sequence[AdapterGroup], blocks: Blocks
 ) -> Iterator[None]:
     """During it, forward passes of the base add the adapters' output to that of their modules.
 
     Args:
         layout: Names the modules and says where their weights are.
         positions: The modules that get adapters; all weights have just their columns.
-        groups: The first group's rows come first in a pass, then the second's, and so on.
+        groups: The adapters of each block.
+        blocks: A pass's tokens: each block's groups are the tokens of that block's slots.
     """
-    split = [layout.split(group.weights, positions) for group in groups]
+    weights = [layout.split(group.weights, positions) for group in groups]
+    gradients = [
+        None if group.gradients is None else layout.split(group.gradients, positions)
+        for group in groups
+    ]
+    laid = _LaidInputs(blocks)
     with ExitStack() as stack:
         for offset, position in enumerate(positions):
-            shares = tuple(
-                _Share(
-                    down=parts[offset][0].transpose(1, 2),
-                    up=parts[offset][1],
+            adapters = tuple(
+                _Adapters(
+                    down=own_weights[offset][0],
+                    up=own_weights[offset][1],
                     scales=group.scales.view(-1, 1, 1),
-                    routing=group.routing,
+                    gradients=None if own_gradients is None else own_gradients[offset],
                     dropout=None if group.dropout is None else partial(group.dropout, position),
                 )
-                for group, parts in zip(groups, split, strict=True)
+                for group, own_weights, own_gradients in zip(
+                    groups, weights, gradients, strict=True
+                )
             )
             module = layout.modules[position].module
-            handle = module.register_forward_hook(partial(_add_adapters, shares=shares))
-            stack.callback(handle.remove)
+            hook = partial(_add_adapters, adapters=adapters, laid=laid)
+            stack.callback(module.register_forward_hook(hook).remove)
         yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Share:
-    """One group's adapters of one module: `down` (slots, in, ranks), `up` (slots, ranks, out)."""
+class _Adapters:
+    """One group's adapters of one module: `down` (slots, ranks, in), `up` (slots, ranks, out)."""
 
     down: Tensor
     up: Tensor
     scales: Tensor
-    routing: Routing
+    gradients: tuple[Tensor, Tensor] | None
     dropout: Callable[[], Tensor] | None
 
-    def add_to(self, output: Tensor, inputs: Tensor) -> Tensor:
-        """Return `output` (rows, time, out) plus each row's own adapter of the module's inputs.
 
-        Computed in the adapters' fp32 and cast back at the end, as PEFT does.
-        """
-        slot_inputs = self.routing.to_slots(inputs.to(self.down.dtype))
-        if self.dropout is not None:
-            slot_inputs = slot_inputs * self.dropout()
-        inner = torch.bmm(slot_inputs, self.down) * self.scales
-        total = output.to(self.down.dtype)
-        adapted, places = self.routing.adapted, self.routing.places
-        if adapted is None or places is None:
-            per_slot = total.reshape(len(inner), -1, output.shape[-1])
-            return torch.baddbmm(per_slot, inner, self.up).view(output.shape).to(output.dtype)
-        added = torch.bmm(inner, self.up).view(-1, *output.shape[1:]).index_select(0, places)
-        return total.index_add(0, adapted, added).to(output.dtype)
+class _LaidInputs:
+    """Inputs of modules in blocks; those of the module before are kept, for neighbours share them.
+
+    Query, key and value read the same tensor, and so do the two halves of an MLP.
+    """
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks = blocks
+        self._last: tuple[Tensor, list[Tensor]] | None = None
+
+    def of(self, inputs: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """Return each block (slots, tokens, in) of inputs (.., in)."""
+        if self._last is None or self._last[0] is not inputs:
+            laid = self.blocks.lay(inputs.detach().flatten(0, -2).to(dtype))
+            self._last = inputs, self.blocks.split(laid)
+        return self._last[1]
 
 
 def _add_adapters(
-    _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, *, shares: tuple[_Share, ...]
+    _module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
+    *,
+    adapters: tuple[_Adapters, ...],
+    laid: _LaidInputs,
 ) -> Tensor:
-    if len(shares) == 1:
-        return shares[0].add_to(output, inputs[0])
-    rows = [share.routing.row_count for share in shares]
-    pieces = zip(
-        shares, output.split_with_sizes(rows), inputs[0].split_with_sizes(rows), strict=True
+    blocks = laid.of(inputs[0], adapters[0].down.dtype)
+    if adapters[0].gradients is None:
+        return _add_forward(output, blocks, adapters, laid.blocks)[0]
+    # The weights are no inputs of the graph: their gradient is written where the optimizer reads
+    # it. The anchor makes autograd record even where nothing that it knows needs a gradient.
+    anchor = torch.empty(0, requires_grad=True)
+    added: Tensor = _AddAdapters.apply(  # type: ignore[no-untyped-call]
+        output, inputs[0], anchor, blocks, adapters, laid.blocks
     )
-    return torch.cat([share.add_to(*piece) for share, *piece in pieces])
+    return added
+
+
+def _add_forward(
+    output: Tensor, inputs: Sequence[Tensor], adapters: Sequence[_Adapters], blocks: Blocks
+) -> tuple[Tensor, list[Tensor]]:
+    """Return `output` (.., out) plus the adapters' output, and what their upper halves read.
+
+    Computed in the adapters' fp32 and cast back at the end, as PEFT does.
+    """
+    inner = [
+        torch.bmm(block, own.down.transpose(1, 2)).mul_(own.scales)
+        for block, own in zip(inputs, adapters, strict=True)
+    ]
+    total = output.flatten(0, -2).to(inner[0].dtype)
+    if blocks.gather is None and len(adapters) == 1:
+        total = torch.baddbmm(blocks.split(total)[0], inner[0], adapters[0].up)
+    else:
+        outer = [torch.bmm(part, own.up) for part, own in zip(inner, adapters, strict=True)]
+        added = blocks.collect(_join(outer))
+        members = blocks.members
+        total = total + added if members is None else total.index_add(0, members, added)
+    return total.view(output.shape).to(output.dtype), inner
+
+
+def _join(blocks: Sequence[Tensor]) -> Tensor:
+    """Return blocks (groups, entries per group, ..) end to end, (places, ..)."""
+    pieces = [block.flatten(0, 1) for block in blocks]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+class _AddAdapters(torch.autograd.Function):
+    """Adds adapters to a module's output; backward writes the gradients of their weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        inputs: Tensor,
+        _anchor: Tensor,
+        laid: list[Tensor],
+        adapters: tuple[_Adapters, ...],
+        blocks: Blocks,
+    ) -> Tensor:
+        masks = [None if own.dropout is None else own.dropout() for own in adapters]
+        read = [
+            block if mask is None else block * mask
+            for block, mask in zip(laid, masks, strict=True)
+        ]
+        total, inner = _add_forward(output, read, adapters, blocks)
+        # Saved in this way, they are freed and computed again under gradient checkpointing.
+        ctx.save_for_backward(*read, *inner, *masks)
+        ctx.adapters, ctx.blocks = adapters, blocks
+        ctx.input_shape, ctx.input_dtype = inputs.shape, inputs.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        blocks: Blocks = ctx.blocks
+        adapters: tuple[_Adapters, ...] = ctx.adapters
+        count = len(adapters)
+        saved = ctx.saved_tensors
+        reads, inners, masks = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        outers = blocks.split(blocks.lay_gradient(gradient.flatten(0, -2).to(inners[0].dtype)))
+        to_inputs = []
+        for outer, read, inner, mask, own in zip(
+            outers, reads, inners, masks, adapters, strict=True
+        ):
+            to_inner = torch.bmm(outer, own.up.transpose(1, 2)).mul_(own.scales)
+            assert own.gradients is not None
+            to_down, to_up = own.gradients
+            to_down.add_(torch.bmm(to_inner.transpose(1, 2), read))
+            to_up.add_(torch.bmm(inner.transpose(1, 2), outer))
+            if ctx.needs_input_grad[1]:
+                to_read = torch.bmm(to_inner, own.down)
+                to_inputs.append(to_read if mask is None else to_read.mul_(mask))
+        if not to_inputs:
+            return gradient, None, None, None, None, None
+        to_input = blocks.collect(_join(to_inputs)).view(ctx.input_shape).to(ctx.input_dtype)
+        return gradient, to_input, None, None, None, None

@@ -7,14 +7,15 @@ Adapters are attached by forward hooks for the length of a pass; between passes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from data.recipes import Recipe
@@ -30,16 +31,19 @@ from objectives.bank.batches import (
     Batch,
     PassInputs,
     count_predicted,
+    count_tokens,
     cut_examples,
     lay_out,
-    longest_row,
     make_batches,
 )
 from objectives.bank.dropout import DropoutStream, draw_dropout
 from objectives.bank.loading import read_adapter
 from objectives.bank.modules import find_linear_modules
-from objectives.bank.routing import group_by_size, index_slots, route_rows
+from objectives.bank.sizes import group_by_size, index_slots
 from objectives.models.base import BaseModel
+from objectives.models.blocks import Blocks, Entries, lay_in_blocks
+from objectives.models.reading import attending, logits_only_of
+from objectives.models.recomputing import recomputing
 
 EpochTexts = Callable[[int], Sequence[str]]
 
@@ -120,12 +124,45 @@ class _Training:
         return not self.finished and self.counters.failure is None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """One forward and backward pass over the batches of several slots.
+
+    `adapters` has those of each of `blocks`; `gradients` are each slot's own (rank, columns of its
+    modules), as views of where the pass writes; `padding_of` counts the entries that were added to
+    make each slot as large as its neighbours.
+    """
+
+    inputs: PassInputs
+    positions: range
+    adapters: list[AdapterGroup]
+    blocks: Blocks
+    gradients: dict[int, Tensor]
+    padding_of: dict[int, int]
+
+
 class Bank:
     """Slots for LoRA adapters inside one frozen base model."""
 
-    def __init__(self, base: BaseModel, *, slots: int, max_rank: int) -> None:
-        """Make an empty bank of `slots` slots for adapters of ranks up to `max_rank`."""
+    def __init__(
+        self, base: BaseModel, *, slots: int, max_rank: int, gradient_checkpointing: bool = False
+    ) -> None:
+        """Make an empty bank.
+
+        Args:
+            base: The model.
+            slots: How many adapters it can hold.
+            max_rank: The largest rank of one.
+            gradient_checkpointing: Compute a layer's inner values again in the backward pass
+                instead of keeping them, which takes less memory and more time.
+
+        Raises:
+            ModelError: If the model has no modules for adapters or cannot be computed again.
+        """
         self.base = base
+        self._recomputing = (
+            partial(recomputing, base.model) if gradient_checkpointing else nullcontext
+        )
         self.slots = slots
         self.max_rank = max_rank
         self.layout = Layout(find_linear_modules(base.model))
@@ -133,6 +170,7 @@ class Bank:
         self._weights = torch.zeros(shape, device=base.device)
         self._first_moments = torch.zeros_like(self._weights)
         self._second_moments = torch.zeros_like(self._weights)
+        self._gradients = torch.empty_like(self._weights)
         self._scales = torch.zeros(slots, device=base.device)
         # What each slot's adapter covers: how many ranks, and which positions of the layout.
         self._ranks = [0] * slots
@@ -172,11 +210,7 @@ class Bank:
             for slot in asked
             if (training := self._training.get(slot)) is not None and training.running
         }
-        lengths = {slot: longest_row(batch) for slot, batch in batches.items()}
-        ended: list[int] = []
-        for group in group_by_size(lengths):
-            ended += self._step_together({slot: batches[slot] for slot in group})
-        return tuple(sorted(ended))
+        return self._step_together(batches) if batches else ()
 
     def progress(self, slot: int) -> Progress:
         """Return how far the trial of a slot has come."""
@@ -206,24 +240,30 @@ class Bank:
         self._ranks[slot] = 0
         self._positions[slot] = range(0)
 
-    def answering(self, row_slots: Sequence[int]) -> AbstractContextManager[None]:
-        """During it, forward passes of the base apply slot `row_slots[i]`'s adapter to row `i`.
+    def answering(self, slot_of_entry: Sequence[int]) -> AbstractContextManager[None]:
+        """During it, passes of the base apply slot `slot_of_entry[i]`'s adapter to entry `i`.
 
-        Slots may come in any order and number; -1 is the untouched base. Each pass must have
-        `len(row_slots)` rows. Nothing is kept between passes, so key/value caches work as usual.
+        Entries are the tokens of a pass, row after row. Slots may come in any order and number; -1
+        is the untouched base. Nothing is kept between passes, so key/value caches work as usual.
 
         Raises:
-            ValueError: If a slot is empty.
+            ValueError: If a slot is empty, or a pass has another number of entries.
         """
-        slots = sorted(set(row_slots) - {-1})
+        slots_of = np.asarray(slot_of_entry)
+        slots = [int(slot) for slot in np.unique(slots_of) if slot != -1]
         for slot in slots:
             if not 0 <= slot < self.slots or not self._ranks[slot]:
                 raise ValueError(f"slot: {slot} is empty; it has no adapter to answer with")
         if not slots:
             return nullcontext()
         positions = self._positions_of(slots)
-        group = self._group(slots, row_slots, self.layout.columns(positions))
-        return adapters_attached(self.layout, positions, [group])
+        blocks = lay_in_blocks(
+            [[np.flatnonzero(slots_of == slot) for slot in slots]],
+            len(slots_of),
+            device=self.base.device,
+        )
+        group = self._group(slots, self.layout.columns(positions))
+        return adapters_attached(self.layout, positions, [group], blocks)
 
     def load(self, slot: int, folder: Path) -> None:
         """Put a PEFT adapter from disk in an empty slot, for answering only.
@@ -323,8 +363,14 @@ class Bank:
         self._scales[slot] = recipe.scale
 
     def _slot_region(self, tensor: Tensor, slot: int) -> Tensor:
+        return self._slot_part(tensor[slot], slot, 0)
+
+    def _slot_part(self, tensor: Tensor, slot: int, first_column: int) -> Tensor:
+        """Return the ranks and columns of `tensor` (ranks, columns) that a slot's adapter has."""
         columns = self.layout.columns(self._positions[slot])
-        return tensor[slot, : self._ranks[slot], columns]
+        return tensor[
+            : self._ranks[slot], columns.start - first_column : columns.stop - first_column
+        ]
 
     def _positions_of(self, slots: Iterable[int]) -> range:
         ranges = [self._positions[slot] for slot in slots]
@@ -343,94 +389,107 @@ class Bank:
             )
         return training.batches[counters.position]
 
-    def _step_together(self, batches: dict[int, Batch]) -> list[int]:
+    def _step_together(self, batches: dict[int, Batch]) -> tuple[int, ...]:
         """Take one step of these slots in one pass; return those that ended an epoch or failed."""
-        groups = group_by_size({slot: self._ranks[slot] for slot in batches})
-        batches = {slot: batches[slot] for group in groups for slot in group}
-        positions = self._positions_of(batches)
-        inputs = lay_out(list(batches.values()), pad_id=self.base.pad_id, device=self.base.device)
-        losses, gradients = self._differentiate(groups, batches, inputs, positions)
-        norms = [torch.linalg.vector_norm(gradient, dim=(1, 2)) for gradient in gradients]
-        values = torch.stack((losses, torch.cat(norms))).tolist()
-        loss_of, norm_of = (dict(zip(batches, row, strict=True)) for row in values)
-        sound = {s for s in batches if math.isfinite(loss_of[s]) and math.isfinite(norm_of[s])}
-
-        columns = self.layout.columns(positions)
-        for group, gradient, norm in zip(groups, gradients, norms, strict=True):
-            kept = [place for place, slot in enumerate(group) if slot in sound]
-            if not kept:
-                continue
-            if len(kept) < len(group):
-                gradient, norm = gradient[kept], norm[kept]
-            clip_gradients(gradient, norm)
-            self._update([group[place] for place in kept], columns, gradient)
-
-        width = inputs.token_ids.shape[1]
+        training_pass = self._lay_out(batches)
+        losses, norms = self._differentiate(training_pass)
+        sound = [
+            slot for slot in batches if math.isfinite(losses[slot]) and math.isfinite(norms[slot])
+        ]
+        self._update({slot: training_pass.gradients[slot] for slot in sound}, norms)
         for slot, batch in batches.items():
             if slot in sound:
-                self._advance(self._training[slot], batch, width, loss_of[slot])
+                self._advance(
+                    self._training[slot], batch, training_pass.padding_of[slot], losses[slot]
+                )
             else:
-                self._fail(self._training[slot], loss_of[slot], norm_of[slot])
-        return [
+                self._fail(self._training[slot], losses[slot], norms[slot])
+        return tuple(
             slot
-            for slot in batches
+            for slot in sorted(batches)
             if slot not in sound or self._training[slot].counters.position == 0
-        ]
+        )
 
-    def _differentiate(
-        self,
-        groups: list[list[int]],
-        batches: dict[int, Batch],
-        inputs: PassInputs,
-        positions: range,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return each slot's mean loss, and each group's gradients (slots, ranks, columns)."""
-        columns, width = self.layout.columns(positions), inputs.token_ids.shape[1]
-        attached = [
-            self._group(
-                group,
-                [slot for slot in group for _ in batches[slot]],
-                columns,
-                self._dropout({slot: batches[slot] for slot in group}, width),
+    def _lay_out(self, batches: dict[int, Batch]) -> _Pass:
+        """Return one pass over the batches of several slots, their gradients zero."""
+        groups = [
+            same_size
+            for same_rank in group_by_size({slot: self._ranks[slot] for slot in batches})
+            for same_size in group_by_size(
+                {slot: count_tokens(batches[slot]) for slot in same_rank}
             )
-            for group in groups
         ]
-        trained = [adapters.weights.requires_grad_() for adapters in attached]
-        head = self.base.model.get_output_embeddings()
+        slots = [slot for group in groups for slot in group]
+        inputs = lay_out(self.base, [batches[slot] for slot in slots])
+        entries_of = dict(zip(slots, inputs.entries_of, strict=True))
+        places_of = dict(zip(slots, inputs.places_of, strict=True))
+        positions = self._positions_of(slots)
+        columns = self.layout.columns(positions)
+        adapters: list[AdapterGroup] = []
+        gradients: dict[int, Tensor] = {}
+        free = self._gradients.view(-1)
+        for group in groups:
+            own = self._group(group, columns)
+            count = own.weights.numel()
+            written, free = free[:count].view_as(own.weights).zero_(), free[count:]
+            dropout = self._dropout(
+                {slot: places_of[slot] for slot in group},
+                entries_per_slot=max(len(entries_of[slot]) for slot in group),
+            )
+            adapters.append(replace(own, gradients=written, dropout=dropout))
+            for slot, gradient in zip(group, written, strict=True):
+                gradients[slot] = self._slot_part(gradient, slot, columns.start)
+        blocks = lay_in_blocks(
+            [[entries_of[slot] for slot in group] for group in groups],
+            inputs.rows.entries,
+            device=self.base.device,
+        )
+        return _Pass(
+            inputs=inputs,
+            positions=positions,
+            adapters=adapters,
+            blocks=blocks,
+            gradients=gradients,
+            padding_of={
+                slot: size - count_tokens(batches[slot])
+                for group, (_, size) in zip(groups, blocks.shapes, strict=True)
+                for slot in group
+            },
+        )
+
+    def _differentiate(self, given: _Pass) -> tuple[dict[int, float], dict[int, float]]:
+        """Fill in the gradients; return each slot's mean loss and its gradient's norm."""
+        model, inputs = self.base.model, given.inputs
         with (
-            adapters_attached(self.layout, positions, attached),
-            _logits_only_of(head, inputs.predicting),
+            adapters_attached(self.layout, given.positions, given.adapters, given.blocks),
+            attending(model, inputs.rows) as arguments,
+            logits_only_of(model, inputs.predicting),
+            self._recomputing(),
         ):
-            # Without an attention mask causal attention takes its fast path; real tokens come
-            # before the padding of their row and never see it.
-            logits = self.base.model(input_ids=inputs.token_ids, use_cache=False).logits
+            logits = model(**arguments).logits
             token_losses = functional.cross_entropy(
                 logits.float(), inputs.labels, reduction="none"
             )
             # Not the gradient of a sum over slots: one slot's NaN would be in that sum.
-            gradients = torch.autograd.grad(token_losses, trained, grad_outputs=inputs.weights)
+            torch.autograd.backward(token_losses, inputs.weights)
         losses = torch.segment_reduce(token_losses.detach(), "mean", lengths=inputs.counts)
-        return losses, gradients
+        slots = list(given.gradients)
+        norms = torch.stack(torch._foreach_norm(list(given.gradients.values())))
+        # One transfer for all, because on a GPU each of them waits for the device.
+        values = torch.stack([losses, norms.to(losses.dtype)]).tolist()
+        loss_of, norm_of = (dict(zip(slots, row, strict=True)) for row in values)
+        return loss_of, norm_of
 
-    def _group(
-        self,
-        slots: Sequence[int],
-        row_slots: Sequence[int],
-        columns: slice,
-        dropout: Dropout | None = None,
-    ) -> AdapterGroup:
-        """Return the adapters of `slots` (ascending) for rows of which each has one or none."""
+    def _group(self, slots: Sequence[int], columns: slice) -> AdapterGroup:
+        """Return the adapters of `slots` (ascending)."""
         index = index_slots(slots)
         rank = max(self._ranks[slot] for slot in slots)
         return AdapterGroup(
-            weights=self._weights[index, :rank, columns].detach(),
-            scales=self._scales[index],
-            routing=route_rows(row_slots, self.base.device),
-            dropout=dropout,
+            weights=self._weights[index, :rank, columns], scales=self._scales[index]
         )
 
-    def _dropout(self, batches: dict[int, Batch], longest: int) -> Dropout | None:
-        trainings = [self._training[slot] for slot in batches]
+    def _dropout(self, places_of: dict[int, Entries], *, entries_per_slot: int) -> Dropout | None:
+        trainings = [self._training[slot] for slot in places_of]
         if not any(training.recipe.dropout for training in trainings):
             return None
         streams = [
@@ -438,44 +497,40 @@ class Bank:
                 probability=training.recipe.dropout,
                 seed=training.seed,
                 step=training.counters.steps + 1,
-                rows=len(batch),
-                longest=longest_row(batch),
+                places=places,
             )
-            for training, batch in zip(trainings, batches.values(), strict=True)
+            for training, places in zip(trainings, places_of.values(), strict=True)
         ]
-        rows_per_slot = max(map(len, batches.values()))
 
         def draw(position: int) -> Tensor:
             module = self.layout.modules[position]
             return draw_dropout(
                 streams,
                 module.name,
-                rows_per_slot=rows_per_slot,
-                longest=longest,
+                entries_per_slot=entries_per_slot,
                 features=module.in_features,
                 device=self.base.device,
             )
 
         return draw
 
-    def _update(self, slots: list[int], columns: slice, gradients: Tensor) -> None:
-        region = (index_slots(slots), slice(gradients.shape[1]), columns)
-        whole = (self._weights, self._first_moments, self._second_moments)
-        weights, first_moments, second_moments = (tensor[region] for tensor in whole)
+    def _update(self, gradients: dict[int, Tensor], norms: dict[int, float]) -> None:
+        """Clip the gradients of these slots and take an optimizer step with each."""
+        slots = list(gradients)
+        if not slots:
+            return
+        clip_gradients([gradients[slot] for slot in slots], [norms[slot] for slot in slots])
         update_weights(
-            weights,
-            gradients,
-            first_moments,
-            second_moments,
+            [self._slot_region(self._weights, slot) for slot in slots],
+            [gradients[slot] for slot in slots],
+            [self._slot_region(self._first_moments, slot) for slot in slots],
+            [self._slot_region(self._second_moments, slot) for slot in slots],
             recipes=[self._training[slot].recipe for slot in slots],
             steps=[self._training[slot].counters.steps + 1 for slot in slots],
         )
-        if not isinstance(region[0], slice):  # then these are copies, not views
-            for tensor, part in zip(whole, (weights, first_moments, second_moments), strict=True):
-                tensor[region] = part
 
     @staticmethod
-    def _advance(training: _Training, batch: Batch, width: int, loss_nats: float) -> None:
+    def _advance(training: _Training, batch: Batch, padding: int, loss_nats: float) -> None:
         counters = training.counters
         assert training.batches is not None
         epoch_ends = counters.position + 1 == len(training.batches)
@@ -485,7 +540,7 @@ class Bank:
             position=0 if epoch_ends else counters.position + 1,
             steps=counters.steps + 1,
             trained_tokens=counters.trained_tokens + count_predicted(batch),
-            padding_tokens=counters.padding_tokens + width * len(batch) - sum(map(len, batch)),
+            padding_tokens=counters.padding_tokens + padding,
             loss_nats=loss_nats,
         )
         if epoch_ends:
@@ -503,15 +558,3 @@ class Bank:
             failure=f"{name}: it was {value} in step {step} at learning rate {rate:g}; "
             "a smaller learning rate may help",
         )
-
-
-@contextmanager
-def _logits_only_of(head: nn.Module, rows: Tensor) -> Iterator[None]:
-    """During it, the base computes logits (entries of `rows`, vocabulary) of these tokens only."""
-    handle = head.register_forward_pre_hook(
-        lambda _head, inputs: (inputs[0].flatten(0, 1).index_select(0, rows),)
-    )
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.recipes import Packing
+from objectives.models.base import BaseModel
+from objectives.models.blocks import Entries
+from objectives.models.reading import Rows, lay_out_rows
 
 Example = tuple[int, ...]
 Batch = tuple[Example, ...]
@@ -51,46 +55,60 @@ def make_batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
     ]
 
 
-def longest_row(batch: Batch) -> int:
-    """Return the length of the longest example in tokens."""
-    return max(map(len, batch))
+def count_tokens(batch: Batch) -> int:
+    """Return how many tokens the model reads."""
+    return sum(map(len, batch))
 
 
 def count_predicted(batch: Batch) -> int:
     """Return how many tokens the model is asked to predict: all but each example's first."""
-    return sum(map(len, batch)) - len(batch)
+    return count_tokens(batch) - len(batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassInputs:
     """The batches of several slots as one forward pass needs them.
 
-    `token_ids` (rows, longest) is padded on the right. Counting the entries of `token_ids` row by
-    row, `predicting` lists those whose next token is predicted, and `labels` those next tokens.
-    `weights` is one over the number of predictions of the token's own slot, so that the weighted
-    sum of a slot's token losses is their mean. `counts` says how many predictions each slot has.
+    `entries_of` lists each slot's entries of `rows`, padding included, and `places_of` which of
+    those are tokens. `predicting` lists the entries whose next token is predicted and `labels`
+    those next tokens, slot by slot. `weights` is one over the number of predictions of the token's
+    own slot, so that the weighted sum of a slot's token losses is their mean. `counts` says how
+    many predictions each slot has.
     """
 
-    token_ids: Tensor
+    rows: Rows
+    entries_of: tuple[Entries, ...]
+    places_of: tuple[Entries, ...]
     predicting: Tensor
     labels: Tensor
     weights: Tensor
     counts: Tensor
 
 
-def lay_out(batches: Sequence[Batch], *, pad_id: int, device: torch.device) -> PassInputs:
+def lay_out(base: BaseModel, batches: Sequence[Batch]) -> PassInputs:
     """Return one pass over all batches, rows slot by slot."""
-    rows = [row for batch in batches for row in batch]
-    width = max(map(len, rows))
-    token_ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    # The last column predicts nothing: what follows it is not there.
-    is_predicting = torch.arange(1, width + 1) < lengths[:, None]
+    examples = [example for batch in batches for example in batch]
+    rows = lay_out_rows(base, examples)
+    slot_of_row = np.repeat(np.arange(len(batches)), [len(batch) for batch in batches])
+    entries_of = [
+        np.flatnonzero(slot_of_row[rows.owners] == place) for place in range(len(batches))
+    ]
+    tokens_of = [
+        np.concatenate([rows.entries_of[row] for row in np.flatnonzero(slot_of_row == place)])
+        for place in range(len(batches))
+    ]
     counts = torch.tensor([count_predicted(batch) for batch in batches])
+    predicting = np.concatenate([entries[:-1] for entries in rows.entries_of])
+    labels = torch.tensor([token for example in examples for token in example[1:]])
     return PassInputs(
-        token_ids=token_ids.to(device),
-        predicting=is_predicting.flatten().nonzero().squeeze(1).to(device),
-        labels=token_ids[:, 1:][is_predicting[:, :-1]].to(device),
-        weights=(1 / counts).repeat_interleave(counts).to(device),
-        counts=counts.to(device),
+        rows=rows,
+        entries_of=tuple(entries_of),
+        places_of=tuple(
+            np.searchsorted(entries, tokens)
+            for entries, tokens in zip(entries_of, tokens_of, strict=True)
+        ),
+        predicting=torch.from_numpy(predicting).to(base.device),
+        labels=labels.to(base.device),
+        weights=(1 / counts).repeat_interleave(counts).to(base.device),
+        counts=counts.to(base.device),
     )

@@ -9,41 +9,40 @@ import torch
 from torch import Tensor
 
 from objectives.bank.seeds import derive_seed
+from objectives.models.blocks import Entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DropoutStream:
-    """One slot's part of a pass: what fixes its draws, and its rows and longest row in tokens."""
+    """One slot's part of a pass: what fixes its draws, and which of its entries are tokens."""
 
     probability: float
     seed: int
     step: int
-    rows: int
-    longest: int
+    places: Entries
 
 
 def draw_dropout(
     streams: Sequence[DropoutStream],
     module_name: str,
     *,
-    rows_per_slot: int,
-    longest: int,
+    entries_per_slot: int,
     features: int,
     device: torch.device,
 ) -> Tensor:
-    """Return what a module's input is multiplied by, (slots, rows_per_slot * longest, features).
+    """Return what a module's input is multiplied by, (slots, entries_per_slot, features).
 
-    An entry is 0 with the slot's probability p and 1 / (1 - p) otherwise; 1 where a slot has no
-    dropout and in its padding. The draws are a function of seed, step and module and have the
-    shape of the slot's own batch, so neither neighbours nor a restart change them.
+    At a slot's tokens an entry is 0 with the slot's probability p and 1 / (1 - p) otherwise; it is
+    1 where a slot has no dropout and in its padding. The draws are a function of seed, step and
+    module and are made for the slot's own tokens, so neither neighbours nor a restart change them.
     """
-    factors = torch.ones((len(streams), rows_per_slot, longest, features), device=device)
+    factors = torch.ones((len(streams), entries_per_slot, features), device=device)
     generator = torch.Generator(device)
     for stream, own in zip(streams, factors, strict=True):
         if stream.probability == 0:
             continue
         generator.manual_seed(derive_seed(stream.seed, "dropout", stream.step, module_name))
-        shape = (stream.rows, stream.longest, features)
+        shape = (len(stream.places), features)
         kept = torch.rand(shape, generator=generator, device=device) >= stream.probability
-        own[: stream.rows, : stream.longest] = kept / (1 - stream.probability)
-    return factors.view(len(streams), rows_per_slot * longest, features)
+        own[torch.from_numpy(stream.places).to(device)] = kept / (1 - stream.probability)
+    return factors

@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from numpy.typing import NDArray
 
 from objectives.answers.batches import batch_rows
 from objectives.answers.encode import encode_document
 from objectives.answers.request import AdapterRouter, UntouchedBase
 from objectives.models.base import BaseModel
+from objectives.models.reading import (
+    attending,
+    lay_out_rows,
+    logits_only_of,
+    reads_packed,
+    share_beginnings,
+)
 
 # The most logits of one forward pass: 32 MiB in fp32, several times in the loss. Larger passes
 # were slower on a CPU.
 _LOGITS_PER_PASS = 2**23
-
-# What transformers and torch leave out of a loss.
-_IGNORED = -100
 
 
 @torch.inference_mode()
@@ -52,30 +56,40 @@ def mean_cross_entropy_nats(
     if predicted < 1:
         raise ValueError(f"texts: {len(texts)} texts have no token to predict; give at least one")
 
-    rows = [(number, document) for number in range(len(slots)) for document in documents]
-    row_slots = [slots[number] for number, _ in rows]
+    rows = [tuple(document) for _ in slots for document in documents]
+    row_slots = [slot for slot in slots for _ in documents]
     vocabulary = int(base.model.config.get_text_config().vocab_size)
     rows_per_batch = max(1, _LOGITS_PER_PASS // (max(map(len, documents)) * vocabulary))
-    nats: list[list[float]] = [[] for _ in slots]
-    for batch in batch_rows([document for _, document in rows], row_slots, rows_per_batch):
-        with router.answering([row_slots[row] for row in batch]):
-            sums = _sum_nats(base, [rows[row][1] for row in batch])
-        for row, row_nats in zip(batch, sums.tolist(), strict=True):
-            nats[rows[row][0]].append(row_nats)
-    return tuple(math.fsum(row_nats) / predicted for row_nats in nats)
+    nats = np.zeros(len(rows))
+    for batch in batch_rows(rows, row_slots, rows_per_batch):
+        nats[batch] = _sum_nats(
+            base, [rows[row] for row in batch], [row_slots[row] for row in batch], router
+        )
+    return tuple(math.fsum(own) / predicted for own in nats.reshape(len(slots), -1))
 
 
-def _sum_nats(base: BaseModel, documents: Sequence[Sequence[int]]) -> Tensor:
+def _sum_nats(
+    base: BaseModel,
+    documents: Sequence[tuple[int, ...]],
+    slots: Sequence[int],
+    router: AdapterRouter,
+) -> NDArray[np.float64]:
     """Return the summed cross-entropy of each document's tokens but the first, (documents)."""
-    width = max(map(len, documents))
-    # Padding on the right needs no mask: a causal model reads it after all that counts.
-    ids = torch.tensor([[*row, *[base.pad_id] * (width - len(row))] for row in documents])
-    targets = torch.tensor([[*row[1:], *[_IGNORED] * (width - len(row) + 1)] for row in documents])
-    logits = base.model(input_ids=ids.to(base.device), use_cache=False).logits
-    losses = cross_entropy(
-        logits.float().flatten(0, 1),
-        targets.to(base.device).flatten(),
-        ignore_index=_IGNORED,
-        reduction="none",
-    )
-    return losses.reshape(targets.shape).sum(dim=1)
+    if reads_packed(base.model):
+        rows = share_beginnings(base, documents, slots)
+    else:
+        rows = lay_out_rows(base, documents)
+    predicting = np.concatenate([entries[:-1] for entries in rows.entries_of])
+    read, places = np.unique(predicting, return_inverse=True)
+    labels = [token for document in documents for token in document[1:]]
+    with (
+        router.answering(np.asarray(slots)[rows.owners].tolist()),
+        attending(base.model, rows) as arguments,
+        logits_only_of(base.model, torch.from_numpy(read).to(base.device)),
+    ):
+        logits = base.model(**arguments).logits.float()
+    places_read = torch.from_numpy(places).to(base.device)
+    chosen = logits[places_read, torch.tensor(labels, device=base.device)]
+    nats = (logits.logsumexp(dim=-1)[places_read] - chosen).double().cpu().numpy()
+    owners = np.repeat(np.arange(len(documents)), [len(document) - 1 for document in documents])
+    return np.bincount(owners, weights=nats, minlength=len(documents)).astype(np.float64)

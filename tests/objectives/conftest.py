@@ -21,8 +21,8 @@ WORDS = tuple(f" w{number}" for number in range(24))
 class ShiftingRouter:
     """Gives every slot an adapter that adds a constant of its own to the first layer's output.
 
-    `shifts` has the constants (slots + 1, hidden), the base's zeros last; `passes` lists the rows
-    of every forward pass.
+    `shifts` has the constants (slots + 1, hidden), the base's zeros last; `passes` lists the
+    tokens of every forward pass.
     """
 
     def __init__(self, base: BaseModel, shifts: Tensor) -> None:
@@ -32,14 +32,24 @@ class ShiftingRouter:
         self.passes: list[int] = []
 
     @contextmanager
-    def answering(self, row_slots: Sequence[int]) -> Iterator[None]:
-        """Add the slots' shifts to the rows of forward passes."""
-        shifts = self.shifts[list(row_slots)][:, None]
+    def asking(self, slot: int) -> Iterator[None]:
+        """Add one slot's shift to whatever is read."""
+        shift = self.shifts[slot]
+        hook = self._layer.register_forward_hook(lambda _module, _inputs, output: output + shift)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def answering(self, slot_of_entry: Sequence[int]) -> Iterator[None]:
+        """Add the slots' shifts to the tokens of forward passes."""
+        shifts = self.shifts[list(slot_of_entry)]
 
         def shift(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-            assert len(output) == len(row_slots)
-            self.passes.append(len(output))
-            return output + shifts
+            assert output.shape[0] * output.shape[1] == len(slot_of_entry)
+            self.passes.append(len(slot_of_entry))
+            return output + shifts.view_as(output)
 
         hook = self._layer.register_forward_hook(shift)
         try:

@@ -65,7 +65,7 @@ def test_greedy_answers_are_those_of_transformers_one_at_a_time(
 
     ends = set()
     for request, continuation in zip(requests, continuations, strict=True):
-        with shifting_router.answering([request.slot]):
+        with shifting_router.asking(request.slot):
             expected = generate_by_transformers(talking_base, request)
         tokens = continuation.token_ids
         ends.add(
@@ -140,7 +140,8 @@ def test_the_same_question_is_computed_once_and_answered_for_each_who_asked(
 
     continuations = generate(talking_base, requests, router=shifting_router)
 
-    assert shifting_router.passes[0] == 2
+    tokens = len(talking_base.encode_prompt(prompt.text))
+    assert shifting_router.passes[0] == 2 * tokens
     assert continuations[0].token_ids == continuations[1].token_ids
     assert continuations[1].answer.prompt == reworded
     assert continuations[2].token_ids != continuations[0].token_ids
@@ -153,19 +154,47 @@ def test_a_prompt_under_several_samplings_is_read_once(
 
     generate(talking_base, requests, router=shifting_router)
 
-    assert shifting_router.passes[:2] == [1, 5]
+    tokens = len(talking_base.encode_prompt(prompts[0].text))
+    assert shifting_router.passes[:2] == [tokens, 5]
 
 
 def test_finished_rows_leave_the_batch(
     talking_base: BaseModel, shifting_router: ShiftingRouter, prompts: tuple[Prompt, ...]
 ) -> None:
     one_token = replace(GREEDY, max_new_tokens=1)
-    brief = [ask(prompt, sampling=one_token) for prompt in prompts[:3]]
+    one, *others = (replace(prompts[0], text=f" w{word} w1") for word in range(2, 6))
+    brief = [ask(prompt, sampling=one_token) for prompt in others]
 
-    generate(talking_base, [*brief, ask(prompts[3])], router=shifting_router)
+    generate(talking_base, [*brief, ask(one)], router=shifting_router)
 
-    # Three of four rows end with the token chosen after the prompts were read.
-    assert shifting_router.passes[:3] == [4, 1, 1]
+    # Three tokens each, of which all share the first. Three of four rows end with the token that
+    # is chosen after the prompts were read.
+    assert shifting_router.passes[:3] == [1 + 4 * 2, 1, 1]
+
+
+def test_rows_join_those_that_go_on(
+    talking_base: BaseModel, shifting_router: ShiftingRouter, prompts: tuple[Prompt, ...]
+) -> None:
+    requests = [
+        ask(replace(prompts[0], text=f" w{word} w1"), sampling=sampling, slot=slot)
+        for word in range(2, 10)
+        for slot in (0, 2)
+        for sampling in SAMPLINGS
+    ]
+
+    crowded = generate(talking_base, requests, router=shifting_router, rows_per_batch=10)
+
+    passes = len(shifting_router.passes)
+    shifting_router.passes.clear()
+    one_after_another = [
+        continuation
+        for start in range(0, len(requests), 5)
+        for continuation in generate(
+            talking_base, requests[start : start + 5], router=shifting_router
+        )
+    ]
+    assert crowded == one_after_another
+    assert passes < len(shifting_router.passes) / 1.5
 
 
 def test_progress_counts_every_request_once(
@@ -176,7 +205,8 @@ def test_progress_counts_every_request_once(
 
     generate(talking_base, requests, rows_per_batch=5, on_rows_done=done.append)
 
-    assert len(done) == 3  # twelve distinct prompts in batches of five
+    assert len(done) > 2
+    assert min(done) > 0
     assert sum(done) == len(requests)
 
 

@@ -36,9 +36,14 @@ def test_updates_equal_torch_adamw_slot_by_slot() -> None:
             reference.grad = gradient.clone()
             torch.nn.utils.clip_grad_norm_([reference], 1.0)
             optimizer.step()
-        clip_gradients(gradients, torch.linalg.vector_norm(gradients, dim=(1, 2)))
+        clip_gradients(list(gradients), torch.linalg.vector_norm(gradients, dim=(1, 2)).tolist())
         update_weights(
-            weights, gradients, first_moments, second_moments, recipes=recipes, steps=[step] * 3
+            list(weights),
+            list(gradients),
+            list(first_moments),
+            list(second_moments),
+            recipes=recipes,
+            steps=[step] * 3,
         )
     torch.testing.assert_close(weights, torch.stack([*references]).detach(), atol=1e-6, rtol=1e-6)
 

@@ -44,7 +44,8 @@ def bank(base: BaseModel, texts: Callable[[int], EpochTexts]) -> Bank:
 
 
 def answer(bank: Bank, token_ids: Tensor, row_slots: Sequence[int]) -> Tensor:
-    with torch.no_grad(), bank.answering(row_slots):
+    per_token = [slot for slot in row_slots for _ in range(token_ids.shape[1])]
+    with torch.no_grad(), bank.answering(per_token):
         logits: Tensor = bank.base.model(token_ids).logits
     return logits
 
@@ -83,8 +84,9 @@ def test_rows_without_an_adapter_are_the_bare_base_bit_for_bit(
 def test_a_key_value_cache_gives_the_same_answers(bank: Bank, token_ids: Tensor) -> None:
     row_slots = [2, -1, 0, 1, 0, 0]
     whole = answer(bank, token_ids, row_slots)
-    with torch.no_grad(), bank.answering(row_slots):
+    with torch.no_grad(), bank.answering([slot for slot in row_slots for _ in range(5)]):
         start = bank.base.model(token_ids[:, :5], use_cache=True)
+    with torch.no_grad(), bank.answering(row_slots):
         rest = [
             bank.base.model(
                 token_ids[:, position : position + 1],
@@ -108,11 +110,11 @@ def test_an_empty_slot_cannot_answer(bank: Bank) -> None:
             bank.answering([0, slot])
 
 
-def test_a_pass_with_other_rows_than_announced_fails_and_leaves_no_hooks(
+def test_a_pass_with_other_tokens_than_announced_fails_and_leaves_no_hooks(
     bank: Bank, token_ids: Tensor
 ) -> None:
     with (
-        pytest.raises(ValueError, match="rows: the pass has 6; it must have 2"),
+        pytest.raises(ValueError, match="rows: the pass has 54 entries; it must have 2"),
         bank.answering([0, 1]),
     ):
         bank.base.model(token_ids)

@@ -99,10 +99,17 @@ def train_in_one_bank(
 
 def largest_difference(first: Matrices, second: Matrices) -> float:
     assert first.keys() == second.keys()
-    return max(
-        float((one - other).abs().max())
-        for name in first
-        for one, other in zip(first[name], second[name], strict=True)
+    return float(differences(first, second).max())
+
+
+def differences(first: Matrices, second: Matrices) -> Tensor:
+    """Return how far all weights are apart, in one dimension."""
+    return torch.cat(
+        [
+            (one - other).abs().flatten()
+            for name in first
+            for one, other in zip(first[name], second[name], strict=True)
+        ]
     )
 
 
@@ -200,16 +207,19 @@ def test_where_rounding_decides_the_bank_is_as_exact_as_peft(
     base: BaseModel, texts: Callable[[int], EpochTexts]
 ) -> None:
     # Adam's first step is rate * g / (|g| + 1e-8): a gradient near 1e-8 is rounding noise, yet it
-    # moves its weight by a good part of the full rate. Here one of 5,568 weights meets such a
-    # gradient without a warm-up, and fp32 PEFT itself is 2e-5 away from float64 PEFT.
+    # moves its weight by a good part of the full rate, here 4e-3. Without a warm-up a few of the
+    # 11,000 weights meet such a gradient; fp32 PEFT itself is 2e-5 away from float64 PEFT.
     recipe = dataclasses.replace(RECIPES[6], warmup_steps=0)
     crowd = (*RECIPES[:6], recipe, RECIPES[7])
     initial, trained, _ = train_in_one_bank(base, crowd, texts)
     in_float64 = dataclasses.replace(base, model=copy.deepcopy(base.model).double())
     exact, _, _ = train_with_peft(in_float64, recipe, texts(6), as_float64(initial[6]))
     peft, _, _ = train_with_peft(base, recipe, texts(6), initial[6])
-    peft_error = largest_difference(as_float64(peft), exact)
-    assert largest_difference(as_float64(trained[6]), exact) < 2 * peft_error < 1e-4
+    ours, theirs = (differences(as_float64(some), exact) for some in (trained[6], peft))
+    assert theirs.max() > 1e-5, "without such weights this shows nothing"
+    assert ours.max() < 1e-4
+    assert (ours > 1e-5).double().mean() < 1e-3
+    assert ours.median() < 2 * theirs.median()
 
 
 def test_neither_slot_nor_neighbours_matter_even_with_dropout(

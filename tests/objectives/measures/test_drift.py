@@ -38,7 +38,7 @@ def test_the_mean_is_that_of_transformers_loss_for_every_slot(
     means = mean_cross_entropy_nats(talking_base, TEXTS, slots=slots, router=shifting_router)
 
     for slot, mean in zip(slots, means, strict=True):
-        with shifting_router.answering([slot]):
+        with shifting_router.asking(slot):
             expected = mean_by_transformers(talking_base, TEXTS)
         assert mean == pytest.approx(expected, rel=1e-6)
     assert len(set(means)) == 3
@@ -85,7 +85,7 @@ def test_small_batches_give_the_same_means(
 
     one_by_one = mean_cross_entropy_nats(talking_base, TEXTS, slots=slots, router=shifting_router)
 
-    assert shifting_router.passes == [1] * 12
+    assert len(shifting_router.passes) == 12
     assert one_by_one == pytest.approx(at_once, rel=1e-6)
 
 
