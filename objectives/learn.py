@@ -57,9 +57,21 @@ class Learning:
     """
 
     def __init__(
-        self, base: BaseModel, scenario: Scenario, *, judge: Judge, slots: int, max_rank: int
+        self,
+        base: BaseModel,
+        scenario: Scenario,
+        *,
+        judge: Judge,
+        slots: int,
+        max_rank: int,
+        gradient_checkpointing: bool = False,
     ) -> None:
-        self.bank = Bank(base, slots=slots, max_rank=max_rank)
+        self.bank = Bank(
+            base,
+            slots=slots,
+            max_rank=max_rank,
+            gradient_checkpointing=gradient_checkpointing,
+        )
         self._model = base
         self._judge = judge
         self._held_out = tuple(probe.statement for probe in scenario.probes if probe.statement)

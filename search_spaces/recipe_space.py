@@ -96,6 +96,22 @@ def default_space(*, hidden_size: int, context_tokens: int) -> RecipeSpace:
     )
 
 
+def largest_recipe(space: RecipeSpace) -> Recipe:
+    """Return a recipe whose training takes as much time and memory as any of a space.
+
+    Where size does not matter it has the first value.
+    """
+    values = {field.name: bounds(space.setting(field.name)) for field in fields(space)}
+    largest = {name: each[0] for name, each in values.items()}
+    for name in ("epochs", "rank", "cutoff", "batch_size", "rehearsal", "paraphrases"):
+        largest[name] = max(values[name])
+    largest["formats"] = max(values["formats"], key=lambda names: len(str(names)))
+    largest["target_modules"] = (
+        "all" if "all" in values["target_modules"] else values["target_modules"][-1]
+    )
+    return build_recipe(largest)
+
+
 def suggest_recipe(trial: Any, space: RecipeSpace) -> Recipe:
     """Return the recipe that a trial chooses from a space.
 

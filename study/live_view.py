@@ -16,7 +16,7 @@ from analysis.wording import say_duration, say_estimate, say_formats, say_learni
 from data.measurements import Measurement
 from data.recipes import Recipe
 from storage.records import Ending
-from study.watching import RunningTrial
+from study.watching import Effort, RunningTrial
 
 _REFRESH_SECONDS = 0.25
 _EVENTS_SHOWN = 8
@@ -77,6 +77,25 @@ class LiveView:
         self._counts[state] += 1
         style = {"complete": "green", "pruned": "yellow", "failed": "red"}[state]
         self._add(Text(f"trial {number} {state}" + (f": {reason}" if reason else ""), style=style))
+
+    def sitting_ended(self, effort: Effort) -> None:
+        """Leave a line about speed behind."""
+        if effort.trained_tokens == 0:
+            return
+        rate = effort.trained_tokens / max(1e-9, effort.training_seconds)
+        padding = (
+            "" if effort.padding_share is None else f", {effort.padding_share:.0%} of it padding"
+        )
+        self._console.print(
+            Text(
+                f"{effort.trained_tokens:,} tokens trained in "
+                f"{say_duration(effort.training_seconds)} ({rate:,.0f} a second, "
+                f"{effort.slots} at once{padding}); asked in "
+                f"{say_duration(effort.asking_seconds)}",
+                style="dim",
+            ),
+            soft_wrap=True,
+        )
 
     def stepped(self, running: list[RunningTrial]) -> None:
         """Draw the slots, a few times a second at most."""

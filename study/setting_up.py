@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 import optuna
 
 from analysis.points import Reference
 from data.facts import FactsError
-from data.formats import write_document
+from data.formats import epoch_documents, write_document
 from data.measurements import MEASUREMENT_VERSION
 from data.probes import MIN_KNOWN_PER_RING
 from data.prompts import put_question
 from data.recipes import GREEDY, TRAINING_FORMATS
 from data.scenarios import Scenario
+from objectives.bank.probing import choose_slots
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning
 from objectives.models.base import BaseModel
+from objectives.models.devices import use_threads
 from objectives.models.load import load_base_model
-from search_spaces.recipe_space import RecipeSpace
+from search_spaces.recipe_space import RecipeSpace, largest_recipe
 from search_spaces.starting_points import fit_to_space, starting_points
 from storage.database import StudyStorage
 from storage.recorder import Recorder
@@ -45,6 +47,10 @@ from study.worker import Worker, WorkerSettings
 FIRST_RUNG_TOKENS_PER_FACT = 350
 
 
+# A study asks so many trials per slot or more, so that most are asked with others' results known.
+TRIALS_PER_SLOT = 5
+
+
 class NothingToLearn(Exception):
     """The base model knows every fact already."""
 
@@ -66,15 +72,24 @@ def run_study(
     """
     scenario = load_study_scenario(spec)
     announce(f"loading {spec.model}")
-    base = load_base_model(spec.model)
+    base = load_engine(spec)
     check_lengths(scenario, base)
     space = spec.recipe_space(
         hidden_size=int(base.model.config.hidden_size), context_tokens=base.context_tokens
     )
     stored = read_stored(place)
-    slots = spec.slots if stored is None else stored.slots
+    slots = (
+        _slots_to_start(spec, base, scenario, space, announce) if stored is None else stored.slots
+    )
     announce(f"asking {base.name} what it knows")
-    learning = Learning(base, scenario, judge=Matcher(), slots=slots, max_rank=space.max_rank)
+    learning = Learning(
+        base,
+        scenario,
+        judge=Matcher(),
+        slots=slots,
+        max_rank=space.max_rank,
+        gradient_checkpointing=spec.engine.gradient_checkpointing,
+    )
     if not learning.facts:
         raise NothingToLearn(
             f"{base.name} already knows all {len(scenario.facts)} facts; nothing to teach"
@@ -121,6 +136,51 @@ def run_study(
         return confirm(storage, recorder, learning, find_in(storage, place), should_stop)
 
 
+def load_engine(spec: StudySpec) -> BaseModel:
+    """Return the base model on the device and in the precision that the study file names.
+
+    Raises:
+        ModelError: If the model or the device is not there.
+    """
+    engine = spec.engine
+    use_threads(engine.threads)
+    return load_base_model(
+        spec.model,
+        device=None if engine.device == "auto" else engine.device,
+        dtype=None if engine.dtype == "auto" else engine.dtype,
+    )
+
+
+def _slots_to_start(
+    spec: StudySpec,
+    base: BaseModel,
+    scenario: Scenario,
+    space: RecipeSpace,
+    announce: Callable[[str], None],
+) -> int:
+    """Return the slots of a new study: as the file says, or as many as pay on this machine."""
+    if spec.slots is not None:
+        return spec.slots
+    announce("trying out how many trials to train at once")
+    recipe = largest_recipe(space)
+
+    def texts_of(seed: int) -> Callable[[int], Sequence[str]]:
+        return lambda epoch: [
+            document.text
+            for document in epoch_documents(
+                scenario.facts, scenario.known_facts, recipe, seed=seed, epoch=epoch
+            )
+        ]
+
+    return choose_slots(
+        base,
+        recipe,
+        texts_of,
+        most=spec.trials // TRIALS_PER_SLOT,
+        gradient_checkpointing=spec.engine.gradient_checkpointing,
+    )
+
+
 def check_lengths(scenario: Scenario, base: BaseModel) -> None:
     """Refuse a fact that the model cannot read, and an answer longer than any that is generated.
 
@@ -153,7 +213,7 @@ def _fingerprint(
     """Return what may not change within a study, each part short enough to be shown."""
     return {
         "facts": facts_digest(scenario),
-        "model": f"{base.name} {base.digest[-12:]}",
+        "model": " ".join((base.name, base.digest[-12:], *_unusual_precision(base))),
         "space": _digest(repr(space)),
         "sampling": _digest(json.dumps(spec.sampling)),
         "pruner": _digest(spec.pruner.model_dump_json()),
@@ -161,6 +221,11 @@ def _fingerprint(
         "judge": spec.judge,
         "measurement": str(MEASUREMENT_VERSION),
     }
+
+
+def _unusual_precision(base: BaseModel) -> tuple[str, ...]:
+    """Return what sets a model apart from the same one in full precision."""
+    return () if base.precision == "float32" else (base.precision,)
 
 
 def _digest(text: str) -> str:

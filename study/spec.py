@@ -76,6 +76,18 @@ class PrunerSpec(_Part):
     minimum_entries: Annotated[int, Field(ge=2)] = 4
 
 
+class EngineSpec(_Part):
+    """What computes, and how: it changes speed and memory, and results by rounding only.
+
+    `threads` are those of one worker on a CPU; several workers on one machine share its cores.
+    """
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    gradient_checkpointing: bool = False
+
+
 class StudySpec(_Part):
     """Everything a study is made of. The resolved file is kept in the database."""
 
@@ -84,7 +96,7 @@ class StudySpec(_Part):
     facts: str | None = None
     model: Annotated[str, Field(min_length=1)] = "pocket"
     trials: Annotated[int, Field(ge=1, le=100_000)] = 40
-    slots: Annotated[int, Field(ge=1, le=1024)] = 8
+    slots: Annotated[int, Field(ge=1, le=1024)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     storage: str | None = None
     out: str = "runs"
@@ -93,6 +105,7 @@ class StudySpec(_Part):
     space: dict[str, SettingSpec] = {}
     reference: ReferenceSpec = ReferenceSpec()
     pruner: PrunerSpec = PrunerSpec()
+    engine: EngineSpec = EngineSpec()
 
     @field_validator("sampling")
     @classmethod

@@ -23,6 +23,17 @@ class RunningTrial:
     last: Measurement | None
 
 
+@dataclass(slots=True, kw_only=True)
+class Effort:
+    """What a worker has done in one sitting; `padding_share` is of the adapters' training work."""
+
+    slots: int
+    trained_tokens: int = 0
+    training_seconds: float = 0.0
+    asking_seconds: float = 0.0
+    padding_share: float | None = None
+
+
 class Watcher(Protocol):
     """Receives what happens, in order, from the worker's own thread."""
 
@@ -38,6 +49,9 @@ class Watcher(Protocol):
     def stepped(self, running: list[RunningTrial]) -> None:
         """Receive the state of all slots after an optimizer step."""
 
+    def sitting_ended(self, effort: Effort) -> None:
+        """Receive what was done, once nothing runs any more."""
+
 
 class SilentWatcher:
     """Shows nothing."""
@@ -52,4 +66,7 @@ class SilentWatcher:
         """Do nothing."""
 
     def stepped(self, running: list[RunningTrial]) -> None:
+        """Do nothing."""
+
+    def sitting_ended(self, effort: Effort) -> None:
         """Do nothing."""

@@ -26,7 +26,7 @@ from storage.records import Costs, Ending, TrialRecord
 from study.adapter_shelf import AdapterShelf
 from study.pruning import RungVector, SuccessiveHalving, vectors_at_rung
 from study.seeds import SeedPurpose, derive_seed
-from study.watching import RunningTrial, Watcher
+from study.watching import Effort, RunningTrial, Watcher
 
 LEASE_SECONDS = 120.0
 _RUNG_ATTRIBUTE = "remember:rung:"
@@ -79,6 +79,7 @@ class Worker:
     _occupants: dict[int, _Occupant] = field(default_factory=dict)
     _owner: str = field(default_factory=describe_this_process)
     _leases: LeaseBook = field(init=False)
+    _effort: Effort = field(init=False)
     _renewed: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -90,6 +91,13 @@ class Worker:
         On a stop every running trial is checkpointed and given back, so that the next run goes on
         from there.
         """
+        self._effort = Effort(slots=self.learning.bank.slots)
+        has_finished = self._run()
+        self._effort.padding_share = self.learning.bank.padding_share
+        self.watcher.sitting_ended(self._effort)
+        return has_finished
+
+    def _run(self) -> bool:
         self._take_up_interrupted()
         may_have_room = True
         while not self.should_stop():
@@ -101,7 +109,7 @@ class Worker:
             if not self._occupants:
                 return True
             held = len(self._occupants)
-            ended = self.learning.bank.step()
+            ended = self._step()
             self.watcher.stepped(self._describe_running())
             due = [slot for slot in ended if self._is_due(slot)]
             if due:
@@ -111,6 +119,17 @@ class Worker:
             may_have_room = len(self._occupants) < held
         self._give_back()
         return False
+
+    def _step(self) -> tuple[int, ...]:
+        bank = self.learning.bank
+        before = {slot: bank.progress(slot).trained_tokens for slot in self._occupants}
+        begun = time.monotonic()
+        ended = bank.step()
+        self._effort.training_seconds += time.monotonic() - begun
+        self._effort.trained_tokens += sum(
+            bank.progress(slot).trained_tokens - tokens for slot, tokens in before.items()
+        )
+        return ended
 
     def _take_up_interrupted(self) -> None:
         """Put trials of workers that are gone into slots; tell those that had only to be told."""
@@ -209,7 +228,9 @@ class Worker:
             )
             for slot in alive
         ]
+        begun = time.monotonic()
         measured_turns = self.learning.measure(turns) if turns else []
+        self._effort.asking_seconds += time.monotonic() - begun
         # Asking may have taken longer than a lease lasts, and so may a suspended machine.
         self._renew_leases()
         for slot in due:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import eq
 
@@ -20,6 +20,7 @@ from objectives.answers.request import AdapterRouter
 from objectives.answers.sampling import TokenChooser
 from objectives.models.base import BaseModel
 from objectives.models.blocks import Entries
+from objectives.models.memory import with_rows_that_fit
 from objectives.models.reading import (
     Rows,
     attending,
@@ -69,13 +70,12 @@ def decode(
     router: AdapterRouter,
     endings: Endings,
     rows_per_batch: int,
-    on_rows_done: Callable[[Sequence[int]], None],
 ) -> list[tuple[int, ...]]:
     """Return the generated token ids of every row, with the EOS where one was generated.
 
     Rows never influence each other beyond the rounding of floating point numbers. Where rows end,
-    others join those that go on, so that the model seldom reads few. `on_rows_done` is called with
-    the numbers of rows that have ended.
+    others join those that go on, so that the model seldom reads few. Fewer rows than asked for are
+    read at once if they do not fit the memory.
     """
     if not openings:
         return []
@@ -87,14 +87,17 @@ def decode(
     vocabulary = int(base.model.config.get_text_config().vocab_size)
     rows_within_memory = max(1, _LOGITS_PER_PASS // (vocabulary * (longest_draft + 1)))
     rows_per_batch = min(rows_per_batch, rows_within_memory)
-    # Half of the rows can be unfinished when the others are replaced.
-    rows_per_opening = (rows_per_batch + 1) // 2
-    reader = _Reader(base, openings, router, endings, on_rows_done)
-    for batch in batch_rows(read_ids, slots, rows_per_opening):
-        reader.read_on(rows_per_batch - len(batch))
-        reader.open_rows(batch)
-    reader.read_on(0)
-    return [tuple(token_ids) for token_ids in reader.generated]
+
+    def decode_with(most_rows: int) -> list[tuple[int, ...]]:
+        reader = _Reader(base, openings, router, endings)
+        # Half of the rows can be unfinished when the others are replaced.
+        for batch in batch_rows(read_ids, slots, (most_rows + 1) // 2):
+            reader.read_on(most_rows - len(batch))
+            reader.open_rows(batch)
+        reader.read_on(0)
+        return [tuple(token_ids) for token_ids in reader.generated]
+
+    return with_rows_that_fit(base.model, rows_per_batch, decode_with)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,13 +130,11 @@ class _Reader:
         openings: Sequence[Opening],
         router: AdapterRouter,
         endings: Endings,
-        on_rows_done: Callable[[Sequence[int]], None],
     ) -> None:
         self._base = base
         self._openings = openings
         self._router = router
         self._endings = endings
-        self._on_rows_done = on_rows_done
         self.generated: list[list[int]] = [[] for _ in openings]
         self._is_over = [False] * len(openings)
         self._uniforms = _stack_uniforms(openings)
@@ -251,7 +252,6 @@ class _Reader:
         kept = [place for place, row in enumerate(self._reading) if not self._is_over[row]]
         if len(kept) == len(self._reading):
             return
-        self._on_rows_done([row for row in self._reading if self._is_over[row]])
         self._set_reading([self._reading[place] for place in kept])
         if not kept:
             return

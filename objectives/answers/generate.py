@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -24,7 +24,6 @@ def generate(
     *,
     router: AdapterRouter | None = None,
     rows_per_batch: int = _ROWS_PER_BATCH,
-    on_rows_done: Callable[[int], None] | None = None,
 ) -> list[Continuation]:
     """Return what is generated for every request, in their order.
 
@@ -37,7 +36,6 @@ def generate(
         requests: What to ask.
         router: Where the adapters are; None if only the untouched base (slot -1) is asked.
         rows_per_batch: The most rows that the model reads at once.
-        on_rows_done: Called after every batch with the number of requests it answered.
 
     Raises:
         ModelError: If a prompt has no tokens, or with its answer exceeds the model's context.
@@ -49,10 +47,6 @@ def generate(
         numbers_of.setdefault(_what_decides(request), []).append(number)
     asked = list(numbers_of.values())
 
-    def report(rows: Sequence[int]) -> None:
-        if on_rows_done is not None:
-            on_rows_done(sum(len(asked[row]) for row in rows))
-
     endings = Endings(base)
     generated = decode(
         base,
@@ -63,7 +57,6 @@ def generate(
         router=router or UntouchedBase(),
         endings=endings,
         rows_per_batch=rows_per_batch,
-        on_rows_done=report,
     )
     token_ids_of = {
         number: token_ids

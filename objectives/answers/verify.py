@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +26,6 @@ def verify_greedy(
     router: AdapterRouter | None = None,
     max_new_tokens: int = GREEDY.max_new_tokens,
     rows_per_batch: int = _ROWS_PER_BATCH,
-    on_rows_done: Callable[[int], None] | None = None,
 ) -> list[list[Continuation]]:
     """Return for every slot its greedy continuation of every reference's prompt, in their orders.
 
@@ -43,8 +42,6 @@ def verify_greedy(
         router: Where the adapters are; None if only the untouched base (slot -1) is asked.
         max_new_tokens: The longest answer in tokens.
         rows_per_batch: The most rows that the model reads at once.
-        on_rows_done: Called after every batch with the number of its continuations, in all
-            `len(slots) * len(references)`.
 
     Raises:
         ModelError: If a prompt with its answer exceeds the model's context.
@@ -72,7 +69,6 @@ def verify_greedy(
             router=router or UntouchedBase(),
             endings=endings,
             rows_per_batch=rows_per_batch,
-            on_rows_done=lambda rows: on_rows_done(len(rows)) if on_rows_done else None,
         )
     )
     return [[_continue(endings, r, next(generated)) for r in references] for _ in slots]

@@ -42,6 +42,7 @@ from objectives.bank.modules import find_linear_modules
 from objectives.bank.sizes import group_by_size, index_slots
 from objectives.models.base import BaseModel
 from objectives.models.blocks import Blocks, Entries, lay_in_blocks
+from objectives.models.memory import is_out_of_memory, release_memory
 from objectives.models.reading import attending, logits_only_of
 from objectives.models.recomputing import recomputing
 
@@ -145,7 +146,13 @@ class Bank:
     """Slots for LoRA adapters inside one frozen base model."""
 
     def __init__(
-        self, base: BaseModel, *, slots: int, max_rank: int, gradient_checkpointing: bool = False
+        self,
+        base: BaseModel,
+        *,
+        slots: int,
+        max_rank: int,
+        gradient_checkpointing: bool = False,
+        halves_when_full: bool = True,
     ) -> None:
         """Make an empty bank.
 
@@ -155,6 +162,8 @@ class Bank:
             max_rank: The largest rank of one.
             gradient_checkpointing: Compute a layer's inner values again in the backward pass
                 instead of keeping them, which takes less memory and more time.
+            halves_when_full: When a pass runs out of memory, train half as many slots in a pass
+                from then on, and all in several passes; otherwise the error is raised.
 
         Raises:
             ModelError: If the model has no modules for adapters or cannot be computed again.
@@ -172,6 +181,9 @@ class Bank:
         self._second_moments = torch.zeros_like(self._weights)
         self._gradients = torch.empty_like(self._weights)
         self._scales = torch.zeros(slots, device=base.device)
+        self._slots_per_pass = slots
+        self._entries = self._padding_entries = 0
+        self._halves_when_full = halves_when_full
         # What each slot's adapter covers: how many ranks, and which positions of the layout.
         self._ranks = [0] * slots
         self._positions = [range(0)] * slots
@@ -210,7 +222,26 @@ class Bank:
             for slot in asked
             if (training := self._training.get(slot)) is not None and training.running
         }
-        return self._step_together(batches) if batches else ()
+        ended: list[int] = []
+        waiting = list(batches)
+        while waiting:
+            chosen = waiting[: self._slots_per_pass]
+            try:
+                ended += self._step_together({slot: batches[slot] for slot in chosen})
+                waiting = waiting[len(chosen) :]
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self._halves_when_full:
+                    raise
+            # Nothing has moved yet: weights change after a pass.
+            release_memory()
+            if len(chosen) > 1:
+                self._slots_per_pass = len(chosen) // 2
+            else:
+                self._fail_for_memory(self._training[chosen[0]], batches[chosen[0]])
+                ended += chosen
+                waiting = waiting[1:]
+        return tuple(sorted(ended))
 
     def progress(self, slot: int) -> Progress:
         """Return how far the trial of a slot has come."""
@@ -231,6 +262,11 @@ class Bank:
             loss_nats=counters.loss_nats,
             failure=counters.failure,
         )
+
+    @property
+    def padding_share(self) -> float | None:
+        """Return which share of the adapters' work so far was padding; None before any."""
+        return self._padding_entries / self._entries if self._entries else None
 
     def release(self, slot: int) -> None:
         """Make a slot empty: weights, moments and counters are zero."""
@@ -389,9 +425,11 @@ class Bank:
             )
         return training.batches[counters.position]
 
-    def _step_together(self, batches: dict[int, Batch]) -> tuple[int, ...]:
+    def _step_together(self, batches: dict[int, Batch]) -> list[int]:
         """Take one step of these slots in one pass; return those that ended an epoch or failed."""
         training_pass = self._lay_out(batches)
+        self._entries += training_pass.blocks.padded_entries
+        self._padding_entries += sum(training_pass.padding_of.values())
         losses, norms = self._differentiate(training_pass)
         sound = [
             slot for slot in batches if math.isfinite(losses[slot]) and math.isfinite(norms[slot])
@@ -404,11 +442,11 @@ class Bank:
                 )
             else:
                 self._fail(self._training[slot], losses[slot], norms[slot])
-        return tuple(
+        return [
             slot
-            for slot in sorted(batches)
+            for slot in batches
             if slot not in sound or self._training[slot].counters.position == 0
-        )
+        ]
 
     def _lay_out(self, batches: dict[int, Batch]) -> _Pass:
         """Return one pass over the batches of several slots, their gradients zero."""
@@ -557,4 +595,13 @@ class Bank:
             training.counters,
             failure=f"{name}: it was {value} in step {step} at learning rate {rate:g}; "
             "a smaller learning rate may help",
+        )
+
+    @staticmethod
+    def _fail_for_memory(training: _Training, batch: Batch) -> None:
+        training.counters = replace(
+            training.counters,
+            failure=f"memory: {len(batch)} texts of up to {max(map(len, batch))} tokens do not "
+            "fit at once, even alone; a smaller batch_size or cutoff may help, or "
+            "gradient_checkpointing = true",
         )

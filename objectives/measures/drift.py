@@ -13,6 +13,7 @@ from objectives.answers.batches import batch_rows
 from objectives.answers.encode import encode_document
 from objectives.answers.request import AdapterRouter, UntouchedBase
 from objectives.models.base import BaseModel
+from objectives.models.memory import with_rows_that_fit
 from objectives.models.reading import (
     attending,
     lay_out_rows,
@@ -60,11 +61,16 @@ def mean_cross_entropy_nats(
     row_slots = [slot for slot in slots for _ in documents]
     vocabulary = int(base.model.config.get_text_config().vocab_size)
     rows_per_batch = max(1, _LOGITS_PER_PASS // (max(map(len, documents)) * vocabulary))
-    nats = np.zeros(len(rows))
-    for batch in batch_rows(rows, row_slots, rows_per_batch):
-        nats[batch] = _sum_nats(
-            base, [rows[row] for row in batch], [row_slots[row] for row in batch], router
-        )
+
+    def sum_with(most_rows: int) -> NDArray[np.float64]:
+        sums = np.zeros(len(rows))
+        for batch in batch_rows(rows, row_slots, most_rows):
+            sums[batch] = _sum_nats(
+                base, [rows[row] for row in batch], [row_slots[row] for row in batch], router
+            )
+        return sums
+
+    nats = with_rows_that_fit(base.model, rows_per_batch, sum_with)
     return tuple(math.fsum(own) / predicted for own in nats.reshape(len(slots), -1))
 
 

@@ -33,6 +33,11 @@ class BaseModel:
         return torch.device(self.model.device)
 
     @property
+    def precision(self) -> str:
+        """Return the type of its weights, for example "float32"."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
     def context_tokens(self) -> int:
         """Return the longest text the model can read, in tokens."""
         return int(self.model.config.max_position_embeddings)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+
+from objectives.models.base import ModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,50 @@ def list_devices() -> tuple[Device, ...]:
     threads = torch.get_num_threads()
     cpu = Device(name="cpu", kind=f"{threads} threads", free_bytes=None, total_bytes=None)
     return (*gpus, cpu)
+
+
+def default_device() -> str:
+    """Return "cuda" where torch can use one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch cannot use here.
+
+    Raises:
+        ModelError: Naming the device and those that are there.
+    """
+    known = [device.name for device in list_devices()]
+    if name not in known and not (name == "cuda" and len(known) > 1):
+        remedy = unused_gpu_remedy()
+        raise ModelError(
+            f"device: {name!r} is not there; torch can use {', '.join(known)}"
+            + (f"; {remedy}" if remedy else "")
+        )
+
+
+def available_cores() -> int:
+    """Return how many cores this process may run on, which can be fewer than there are."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux tells
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control group, or no limit ("max")
+        return cores
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use so many threads on the CPU; by default one for every available core.
+
+    Left to itself torch counts the cores of the machine, also in a container that may use a few.
+    What the variable OMP_NUM_THREADS says is kept.
+    """
+    if threads is None and "OMP_NUM_THREADS" in os.environ:
+        return
+    torch.set_num_threads(threads or available_cores())
 
 
 def driver_gpus() -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -13,27 +14,35 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.utils import logging as transformers_logging
 
 from objectives.models.base import BaseModel, ModelError
+from objectives.models.devices import check_device, default_device
 
 POCKET = "pocket"
+
+Precision = Literal["float32", "bfloat16"]
 
 # What broken files, missing packages and misfitting shapes raise.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
-def load_base_model(name: str, *, device: str | None = None) -> BaseModel:
+def load_base_model(
+    name: str, *, device: str | None = None, dtype: Precision | None = None
+) -> BaseModel:
     """Return the model ready to be asked and hooked: evaluation mode, nothing trainable.
 
     Args:
         name: "pocket", a folder with a Hugging Face model, or a hub id.
         device: A torch device; a GPU where there is one by default.
+        dtype: Of its weights; by default bfloat16 on a GPU and float32 on a CPU.
 
     Raises:
         ModelError: If it is not there, is not a causal language model, or its weights are pickled.
     """
     device = device or default_device()
+    check_device(device)
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if name == POCKET:
         with as_file(files("data") / "pocket") as folder:
-            return _load(name, folder, device)
+            return _load(name, folder, device, dtype)
     path = Path(name)
     if path.is_dir() or path.is_absolute() or name.startswith("."):
         if not (path / "config.json").is_file():
@@ -41,24 +50,22 @@ def load_base_model(name: str, *, device: str | None = None) -> BaseModel:
                 f"model: {name!r} is not a model folder (no config.json in it); name a folder "
                 "that a Hugging Face model was saved to, a hub id, or “pocket”"
             )
-        return _load(name, path, device)
-    return _load(name, name, device)
+        return _load(name, path, device, dtype)
+    return _load(name, name, device, dtype)
 
 
-def default_device() -> str:
-    """Return "cuda" where torch can use one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _load(name: str, source: Path | str, device: str) -> BaseModel:
+def _load(name: str, source: Path | str, device: str, dtype: Precision) -> BaseModel:
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
         # Code that comes with a model is never run: transformers would otherwise ask whether to.
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            source,
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(
             source, padding_side="left", trust_remote_code=False

@@ -59,7 +59,9 @@ def run(
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(help="Trials trained at once, fixed when the study is made; default: 8."),
+        typer.Option(
+            help="Trials trained at once, fixed when the study is made; default: tried out."
+        ),
     ] = None,
     storage: StorageOption = None,
     name: NameOption = None,

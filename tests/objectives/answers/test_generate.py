@@ -197,19 +197,6 @@ def test_rows_join_those_that_go_on(
     assert passes < len(shifting_router.passes) / 1.5
 
 
-def test_progress_counts_every_request_once(
-    talking_base: BaseModel, prompts: tuple[Prompt, ...]
-) -> None:
-    requests = [ask(prompt) for prompt in (*prompts, *prompts[:5])]
-    done: list[int] = []
-
-    generate(talking_base, requests, rows_per_batch=5, on_rows_done=done.append)
-
-    assert len(done) > 2
-    assert min(done) > 0
-    assert sum(done) == len(requests)
-
-
 def test_nothing_asked_is_nothing_answered(talking_base: BaseModel) -> None:
     assert generate(talking_base, []) == []
 

@@ -170,25 +170,6 @@ def test_a_large_vocabulary_makes_smaller_batches_and_the_same_answers(
     assert verified == references
 
 
-def test_progress_counts_every_slot_and_reference_once(
-    talking_base: BaseModel, shifting_router: ShiftingRouter, prompts: tuple[Prompt, ...]
-) -> None:
-    references = generate_greedily(talking_base, prompts, -1, shifting_router)
-    done: list[int] = []
-
-    verify_greedy(
-        talking_base,
-        references,
-        SLOTS,
-        router=shifting_router,
-        max_new_tokens=LONGEST,
-        rows_per_batch=10,
-        on_rows_done=done.append,
-    )
-
-    assert sum(done) == len(SLOTS) * len(prompts)
-
-
 def test_no_references_give_no_answers(talking_base: BaseModel) -> None:
     assert verify_greedy(talking_base, [], [-1, -1]) == [[], []]
 

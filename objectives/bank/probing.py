@@ -1,0 +1,119 @@
+"""Finds out how many adapters to train at once, by training a few steps with more and more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from data.recipes import Recipe
+from objectives.bank.bank import Bank, EpochTexts
+from objectives.models.base import BaseModel
+from objectives.models.memory import is_out_of_memory, release_memory
+
+_STEPS = 3  # of which the fastest counts: everything else on a machine only slows steps down
+
+# More slots make a study's search less informed, so they must pay.
+_WORTH_MORE_SLOTS = 0.9
+
+# The share of a device's memory that training may take; asking needs some, too.
+_MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """What training `slots` adapters at once takes; `peak_bytes` is None on a CPU."""
+
+    slots: int
+    seconds_per_token: float
+    peak_bytes: int | None
+
+
+def choose_slots(
+    base: BaseModel,
+    recipe: Recipe,
+    texts_of: Callable[[int], EpochTexts],
+    *,
+    most: int,
+    gradient_checkpointing: bool = False,
+    on_probed: Callable[[Probed], None] = lambda _: None,
+) -> int:
+    """Return the number of slots, a power of two up to `most`, that trains a token fastest.
+
+    Of those within a tenth of the fastest it is the smallest. The search ends at the first number
+    that is no faster by a tenth than half of it, or that does not fit the device's memory.
+
+    Args:
+        base: The model.
+        recipe: The largest that will be trained.
+        texts_of: Returns the training texts of a trial, by its seed.
+        most: The most slots to try; below 1 counts as 1.
+        gradient_checkpointing: As the bank will be made.
+        on_probed: Receives every attempt.
+
+    Raises:
+        torch.OutOfMemoryError: If not even one adapter can be trained.
+    """
+    chosen, fastest = 1, float("inf")
+    slots = 1
+    while slots <= max(1, most):
+        try:
+            probed = _probe(base, recipe, texts_of, slots, gradient_checkpointing)
+        except (RuntimeError, MemoryError) as error:
+            if slots == 1 or not is_out_of_memory(error):
+                raise
+            probed = None
+        if probed is None:
+            release_memory()
+            break
+        on_probed(probed)
+        if slots > 1 and not _fits(probed, base.device):
+            break
+        if probed.seconds_per_token > _WORTH_MORE_SLOTS * fastest:
+            break
+        chosen, fastest = slots, probed.seconds_per_token
+        slots *= 2
+    return chosen
+
+
+def _probe(
+    base: BaseModel,
+    recipe: Recipe,
+    texts_of: Callable[[int], EpochTexts],
+    slots: int,
+    gradient_checkpointing: bool,
+) -> Probed:
+    on_gpu = base.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(base.device)
+    bank = Bank(
+        base,
+        slots=slots,
+        max_rank=recipe.rank,
+        gradient_checkpointing=gradient_checkpointing,
+        halves_when_full=False,
+    )
+    for slot in range(slots):
+        bank.admit(slot, recipe, texts_of(slot), seed=slot)
+    bank.step()
+    seconds_per_token = []
+    for _ in range(_STEPS):
+        before = sum(bank.progress(slot).trained_tokens for slot in range(slots))
+        begun = time.perf_counter()
+        bank.step()
+        seconds = time.perf_counter() - begun
+        trained = sum(bank.progress(slot).trained_tokens for slot in range(slots)) - before
+        seconds_per_token.append(seconds / max(1, trained))
+    return Probed(
+        slots=slots,
+        seconds_per_token=min(seconds_per_token),
+        peak_bytes=torch.cuda.max_memory_allocated(base.device) if on_gpu else None,
+    )
+
+
+def _fits(probed: Probed, device: torch.device) -> bool:
+    if probed.peak_bytes is None:
+        return True
+    return probed.peak_bytes <= _MEMORY_SHARE * torch.cuda.mem_get_info(device)[1]

@@ -1,0 +1,54 @@
+"""Does work in smaller parts where it does not fit the memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+Result = TypeVar("Result")
+
+# What torch's CPU allocator says in a plain RuntimeError.
+_CPU_MESSAGES = ("not enough memory", "can't allocate memory")
+
+_rows_that_fit: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on a GPU or a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        message in str(error) for message in _CPU_MESSAGES
+    )
+
+
+def release_memory() -> None:
+    """Give back what a failed pass left behind; call it outside of the `except` clause."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def with_rows_that_fit(model: nn.Module, most: int, work: Callable[[int], Result]) -> Result:
+    """Return `work(rows)` with as many rows per pass, at most `most`, as fit the memory.
+
+    The number is halved until it fits, and remembered for the model.
+
+    Raises:
+        torch.OutOfMemoryError: If a single row does not fit; on a CPU a RuntimeError.
+    """
+    rows = min(most, _rows_that_fit.get(model, most))
+    while True:
+        try:
+            return work(rows)
+        except (RuntimeError, MemoryError) as error:
+            if rows == 1 or not is_out_of_memory(error):
+                raise
+        rows //= 2
+        _rows_that_fit[model] = rows
+        release_memory()
