@@ -7,43 +7,31 @@ Adapters are attached by forward hooks for the length of a pass; between passes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from data.recipes import Recipe
 from objectives.bank.adam import clip_gradients, learning_rate_at, update_weights
-from objectives.bank.adapters import (
-    AdapterGroup,
-    Dropout,
-    Layout,
-    adapters_attached,
-    initialise,
-)
+from objectives.bank.adapters import Layout, adapters_attached, initialise
 from objectives.bank.batches import (
     Batch,
-    PassInputs,
     count_predicted,
-    count_tokens,
     cut_examples,
-    lay_out,
     make_batches,
 )
-from objectives.bank.dropout import DropoutStream, draw_dropout
 from objectives.bank.loading import read_adapter
 from objectives.bank.modules import find_linear_modules
-from objectives.bank.sizes import group_by_size, index_slots
+from objectives.bank.passes import SlotStep, differentiate, lay_out_pass
+from objectives.bank.slot_weights import SlotWeights
 from objectives.models.base import BaseModel
-from objectives.models.blocks import Blocks, Entries, lay_in_blocks
+from objectives.models.blocks import lay_in_blocks
 from objectives.models.memory import is_out_of_memory, release_memory
-from objectives.models.reading import attending, logits_only_of
 from objectives.models.recomputing import recomputing
 
 EpochTexts = Callable[[int], Sequence[str]]
@@ -125,23 +113,6 @@ class _Training:
         return not self.finished and self.counters.failure is None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pass:
-    """One forward and backward pass over the batches of several slots.
-
-    `adapters` has those of each of `blocks`; `gradients` are each slot's own (rank, columns of its
-    modules), as views of where the pass writes; `padding_of` counts the entries that were added to
-    make each slot as large as its neighbours.
-    """
-
-    inputs: PassInputs
-    positions: range
-    adapters: list[AdapterGroup]
-    blocks: Blocks
-    gradients: dict[int, Tensor]
-    padding_of: dict[int, int]
-
-
 class Bank:
     """Slots for LoRA adapters inside one frozen base model."""
 
@@ -175,18 +146,12 @@ class Bank:
         self.slots = slots
         self.max_rank = max_rank
         self.layout = Layout(find_linear_modules(base.model))
-        shape = (slots, max_rank, self.layout.width)
-        self._weights = torch.zeros(shape, device=base.device)
-        self._first_moments = torch.zeros_like(self._weights)
-        self._second_moments = torch.zeros_like(self._weights)
-        self._gradients = torch.empty_like(self._weights)
-        self._scales = torch.zeros(slots, device=base.device)
+        self._adapters = SlotWeights(
+            self.layout, slots=slots, max_rank=max_rank, device=base.device
+        )
         self._slots_per_pass = slots
-        self._entries = self._padding_entries = 0
         self._halves_when_full = halves_when_full
-        # What each slot's adapter covers: how many ranks, and which positions of the layout.
-        self._ranks = [0] * slots
-        self._positions = [range(0)] * slots
+        self._entries = self._padding_entries = 0
         self._training: dict[int, _Training] = {}
         self._encode = lru_cache(_REMEMBERED_TEXTS)(lambda text: tuple(base.encode_document(text)))
 
@@ -204,7 +169,10 @@ class Bank:
         """
         self._occupy(slot, recipe, epoch_texts, seed, Counters())
         initialise(
-            self.layout, self._weights[slot, : recipe.rank], recipe.target_modules, seed=seed
+            self.layout,
+            self._adapters.weights[slot, : recipe.rank],
+            recipe.target_modules,
+            seed=seed,
         )
 
     def step(self, slots: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -271,10 +239,7 @@ class Bank:
     def release(self, slot: int) -> None:
         """Make a slot empty: weights, moments and counters are zero."""
         self._training.pop(slot, None)
-        for tensor in (self._weights, self._first_moments, self._second_moments, self._scales):
-            tensor[slot] = 0
-        self._ranks[slot] = 0
-        self._positions[slot] = range(0)
+        self._adapters.clear(slot)
 
     def answering(self, slot_of_entry: Sequence[int]) -> AbstractContextManager[None]:
         """During it, passes of the base apply slot `slot_of_entry[i]`'s adapter to entry `i`.
@@ -288,17 +253,17 @@ class Bank:
         slots_of = np.asarray(slot_of_entry)
         slots = [int(slot) for slot in np.unique(slots_of) if slot != -1]
         for slot in slots:
-            if not 0 <= slot < self.slots or not self._ranks[slot]:
+            if not 0 <= slot < self.slots or not self._adapters.rank(slot):
                 raise ValueError(f"slot: {slot} is empty; it has no adapter to answer with")
         if not slots:
             return nullcontext()
-        positions = self._positions_of(slots)
+        positions = self._adapters.positions(slots)
         blocks = lay_in_blocks(
             [[np.flatnonzero(slots_of == slot) for slot in slots]],
             len(slots_of),
             device=self.base.device,
         )
-        group = self._group(slots, self.layout.columns(positions))
+        group = self._adapters.group(slots, positions)
         return adapters_attached(self.layout, positions, [group], blocks)
 
     def load(self, slot: int, folder: Path) -> None:
@@ -311,15 +276,14 @@ class Bank:
         self._require_empty(slot)
         matrices = read_adapter(folder, self.layout.modules, max_rank=self.max_rank)
         positions = range(len(self.layout.modules))
-        parts = self.layout.split(self._weights[slot], positions)
+        parts = self.layout.split(self._adapters.weights[slot], positions)
         for module, (down, up) in zip(self.layout.modules, parts, strict=True):
             if (loaded := matrices.get(module.name)) is not None:
                 rank = len(loaded.down)
                 down[:rank] = loaded.down
                 up[:rank] = loaded.up
-                self._ranks[slot] = max(self._ranks[slot], rank)
-        self._scales[slot] = 1
-        self._positions[slot] = positions
+        largest = max(len(loaded.down) for loaded in matrices.values())
+        self._adapters.cover(slot, rank=largest, positions=positions, scale=1)
 
     def recipe(self, slot: int) -> Recipe:
         """Return the recipe of the trial in a slot.
@@ -331,8 +295,8 @@ class Bank:
 
     def matrices(self, slot: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Return A (rank, in) and B (out, rank) of a trial's modules by name, as views."""
-        positions = self._positions[slot]
-        weights = self._slot_region(self._weights, slot)
+        positions = self._adapters.positions([slot])
+        weights = self._adapters.region(self._adapters.weights, slot)
         parts = self.layout.split(weights, positions)
         return {
             self.layout.modules[position].name: (down, up.T)
@@ -345,14 +309,14 @@ class Bank:
         Raises:
             ValueError: If no trial was admitted there.
         """
-        training = self._trial(slot)
+        training, adapters = self._trial(slot), self._adapters
         return TrainingState(
             recipe=training.recipe,
             seed=training.seed,
             counters=training.counters,
-            weights=self._slot_region(self._weights, slot).clone(),
-            first_moments=self._slot_region(self._first_moments, slot).clone(),
-            second_moments=self._slot_region(self._second_moments, slot).clone(),
+            weights=adapters.region(adapters.weights, slot).clone(),
+            first_moments=adapters.region(adapters.first_moments, slot).clone(),
+            second_moments=adapters.region(adapters.second_moments, slot).clone(),
         )
 
     def resume(self, slot: int, state: TrainingState, epoch_texts: EpochTexts) -> None:
@@ -362,9 +326,10 @@ class Bank:
             ValueError: As `admit` does.
         """
         self._occupy(slot, state.recipe, epoch_texts, state.seed, state.counters)
-        self._slot_region(self._weights, slot).copy_(state.weights)
-        self._slot_region(self._first_moments, slot).copy_(state.first_moments)
-        self._slot_region(self._second_moments, slot).copy_(state.second_moments)
+        adapters = self._adapters
+        adapters.region(adapters.weights, slot).copy_(state.weights)
+        adapters.region(adapters.first_moments, slot).copy_(state.first_moments)
+        adapters.region(adapters.second_moments, slot).copy_(state.second_moments)
 
     def _trial(self, slot: int) -> _Training:
         if slot not in self._training:
@@ -374,7 +339,7 @@ class Bank:
     def _require_empty(self, slot: int) -> None:
         if not 0 <= slot < self.slots:
             raise ValueError(f"slot: {slot} does not exist; it must be in 0..{self.slots - 1}")
-        if self._ranks[slot]:
+        if self._adapters.rank(slot):
             raise ValueError(f"slot: {slot} is not empty; release it first")
 
     def _occupy(
@@ -394,23 +359,12 @@ class Bank:
         self._training[slot] = _Training(
             recipe=recipe, seed=seed, epoch_texts=epoch_texts, counters=counters
         )
-        self._ranks[slot] = recipe.rank
-        self._positions[slot] = self.layout.positions(recipe.target_modules)
-        self._scales[slot] = recipe.scale
-
-    def _slot_region(self, tensor: Tensor, slot: int) -> Tensor:
-        return self._slot_part(tensor[slot], slot, 0)
-
-    def _slot_part(self, tensor: Tensor, slot: int, first_column: int) -> Tensor:
-        """Return the ranks and columns of `tensor` (ranks, columns) that a slot's adapter has."""
-        columns = self.layout.columns(self._positions[slot])
-        return tensor[
-            : self._ranks[slot], columns.start - first_column : columns.stop - first_column
-        ]
-
-    def _positions_of(self, slots: Iterable[int]) -> range:
-        ranges = [self._positions[slot] for slot in slots]
-        return range(min(r.start for r in ranges), max(r.stop for r in ranges))
+        self._adapters.cover(
+            slot,
+            rank=recipe.rank,
+            positions=self.layout.positions(recipe.target_modules),
+            scale=recipe.scale,
+        )
 
     def _next_batch(self, training: _Training) -> Batch:
         recipe, counters = training.recipe, training.counters
@@ -427,14 +381,27 @@ class Bank:
 
     def _step_together(self, batches: dict[int, Batch]) -> list[int]:
         """Take one step of these slots in one pass; return those that ended an epoch or failed."""
-        training_pass = self._lay_out(batches)
+        training_pass = lay_out_pass(
+            self.base,
+            self._adapters,
+            {
+                slot: SlotStep(
+                    batch=batch,
+                    dropout=self._training[slot].recipe.dropout,
+                    seed=self._training[slot].seed,
+                    number=self._training[slot].counters.steps + 1,
+                )
+                for slot, batch in batches.items()
+            },
+        )
         self._entries += training_pass.blocks.padded_entries
         self._padding_entries += sum(training_pass.padding_of.values())
-        losses, norms = self._differentiate(training_pass)
+        losses, norms = differentiate(self.base, self.layout, training_pass, self._recomputing())
         sound = [
             slot for slot in batches if math.isfinite(losses[slot]) and math.isfinite(norms[slot])
         ]
-        self._update({slot: training_pass.gradients[slot] for slot in sound}, norms)
+        if sound:
+            self._update({slot: training_pass.gradients[slot] for slot in sound}, norms)
         for slot, batch in batches.items():
             if slot in sound:
                 self._advance(
@@ -448,121 +415,15 @@ class Bank:
             if slot not in sound or self._training[slot].counters.position == 0
         ]
 
-    def _lay_out(self, batches: dict[int, Batch]) -> _Pass:
-        """Return one pass over the batches of several slots, their gradients zero."""
-        groups = [
-            same_size
-            for same_rank in group_by_size({slot: self._ranks[slot] for slot in batches})
-            for same_size in group_by_size(
-                {slot: count_tokens(batches[slot]) for slot in same_rank}
-            )
-        ]
-        slots = [slot for group in groups for slot in group]
-        inputs = lay_out(self.base, [batches[slot] for slot in slots])
-        entries_of = dict(zip(slots, inputs.entries_of, strict=True))
-        places_of = dict(zip(slots, inputs.places_of, strict=True))
-        positions = self._positions_of(slots)
-        columns = self.layout.columns(positions)
-        adapters: list[AdapterGroup] = []
-        gradients: dict[int, Tensor] = {}
-        free = self._gradients.view(-1)
-        for group in groups:
-            own = self._group(group, columns)
-            count = own.weights.numel()
-            written, free = free[:count].view_as(own.weights).zero_(), free[count:]
-            dropout = self._dropout(
-                {slot: places_of[slot] for slot in group},
-                entries_per_slot=max(len(entries_of[slot]) for slot in group),
-            )
-            adapters.append(replace(own, gradients=written, dropout=dropout))
-            for slot, gradient in zip(group, written, strict=True):
-                gradients[slot] = self._slot_part(gradient, slot, columns.start)
-        blocks = lay_in_blocks(
-            [[entries_of[slot] for slot in group] for group in groups],
-            inputs.rows.entries,
-            device=self.base.device,
-        )
-        return _Pass(
-            inputs=inputs,
-            positions=positions,
-            adapters=adapters,
-            blocks=blocks,
-            gradients=gradients,
-            padding_of={
-                slot: size - count_tokens(batches[slot])
-                for group, (_, size) in zip(groups, blocks.shapes, strict=True)
-                for slot in group
-            },
-        )
-
-    def _differentiate(self, given: _Pass) -> tuple[dict[int, float], dict[int, float]]:
-        """Fill in the gradients; return each slot's mean loss and its gradient's norm."""
-        model, inputs = self.base.model, given.inputs
-        with (
-            adapters_attached(self.layout, given.positions, given.adapters, given.blocks),
-            attending(model, inputs.rows) as arguments,
-            logits_only_of(model, inputs.predicting),
-            self._recomputing(),
-        ):
-            logits = model(**arguments).logits
-            token_losses = functional.cross_entropy(
-                logits.float(), inputs.labels, reduction="none"
-            )
-            # Not the gradient of a sum over slots: one slot's NaN would be in that sum.
-            torch.autograd.backward(token_losses, inputs.weights)
-        losses = torch.segment_reduce(token_losses.detach(), "mean", lengths=inputs.counts)
-        slots = list(given.gradients)
-        norms = torch.stack(torch._foreach_norm(list(given.gradients.values())))
-        # One transfer for all, because on a GPU each of them waits for the device.
-        values = torch.stack([losses, norms.to(losses.dtype)]).tolist()
-        loss_of, norm_of = (dict(zip(slots, row, strict=True)) for row in values)
-        return loss_of, norm_of
-
-    def _group(self, slots: Sequence[int], columns: slice) -> AdapterGroup:
-        """Return the adapters of `slots` (ascending)."""
-        index = index_slots(slots)
-        rank = max(self._ranks[slot] for slot in slots)
-        return AdapterGroup(
-            weights=self._weights[index, :rank, columns], scales=self._scales[index]
-        )
-
-    def _dropout(self, places_of: dict[int, Entries], *, entries_per_slot: int) -> Dropout | None:
-        trainings = [self._training[slot] for slot in places_of]
-        if not any(training.recipe.dropout for training in trainings):
-            return None
-        streams = [
-            DropoutStream(
-                probability=training.recipe.dropout,
-                seed=training.seed,
-                step=training.counters.steps + 1,
-                places=places,
-            )
-            for training, places in zip(trainings, places_of.values(), strict=True)
-        ]
-
-        def draw(position: int) -> Tensor:
-            module = self.layout.modules[position]
-            return draw_dropout(
-                streams,
-                module.name,
-                entries_per_slot=entries_per_slot,
-                features=module.in_features,
-                device=self.base.device,
-            )
-
-        return draw
-
     def _update(self, gradients: dict[int, Tensor], norms: dict[int, float]) -> None:
         """Clip the gradients of these slots and take an optimizer step with each."""
-        slots = list(gradients)
-        if not slots:
-            return
-        clip_gradients([gradients[slot] for slot in slots], [norms[slot] for slot in slots])
+        slots, adapters = list(gradients), self._adapters
+        clip_gradients(list(gradients.values()), [norms[slot] for slot in slots])
         update_weights(
-            [self._slot_region(self._weights, slot) for slot in slots],
-            [gradients[slot] for slot in slots],
-            [self._slot_region(self._first_moments, slot) for slot in slots],
-            [self._slot_region(self._second_moments, slot) for slot in slots],
+            [adapters.region(adapters.weights, slot) for slot in slots],
+            list(gradients.values()),
+            [adapters.region(adapters.first_moments, slot) for slot in slots],
+            [adapters.region(adapters.second_moments, slot) for slot in slots],
             recipes=[self._training[slot].recipe for slot in slots],
             steps=[self._training[slot].counters.steps + 1 for slot in slots],
         )

@@ -31,8 +31,9 @@ def is_same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
 
 def everything_in(bank: Bank, slot: int) -> Tensor:
     """Return all numbers a slot holds, its padding included, as (3, ranks, width)."""
+    adapters = bank._adapters
     return torch.stack(
-        [bank._weights[slot], bank._first_moments[slot], bank._second_moments[slot]]
+        [adapters.weights[slot], adapters.first_moments[slot], adapters.second_moments[slot]]
     )
 
 
