@@ -143,6 +143,8 @@ class Bank:
         self._recomputing = (
             partial(recomputing, base.model) if gradient_checkpointing else nullcontext
         )
+        with self._recomputing():
+            pass  # what cannot be computed again is refused now
         self.slots = slots
         self.max_rank = max_rank
         self.layout = Layout(find_linear_modules(base.model))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -26,12 +28,11 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
         raise ModelError(
             f"gradient_checkpointing: {type(model).__name__} does not support it; leave it off"
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
     for layer in layers:
-        layer.training = True
+        layer.training = layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
     try:
         yield
     finally:
         for layer in layers:
-            layer.training = False
-        model.gradient_checkpointing_disable()
+            layer.training = layer.gradient_checkpointing = False

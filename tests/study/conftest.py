@@ -29,7 +29,7 @@ from storage.records import Ending
 from study.adapter_shelf import AdapterShelf
 from study.pruning import SuccessiveHalving
 from study.sampler import SeededSampler
-from study.watching import RunningTrial
+from study.watching import Effort, RunningTrial
 from study.worker import Worker, WorkerSettings
 
 STUDY = "tiny"
@@ -53,9 +53,13 @@ class Notes:
     ended: list[tuple[int, Ending, str | None]] = field(default_factory=list)
     measured: list[tuple[int, Measurement]] = field(default_factory=list)
     steps: int = 0
+    efforts: list[Effort] = field(default_factory=list)
 
     def trial_started(self, number: int, recipe: Recipe, *, resumed: bool) -> None:
         self.started.append((number, resumed))
+
+    def sitting_ended(self, effort: Effort) -> None:
+        self.efforts.append(effort)
 
     def trial_measured(self, number: int, measurement: Measurement) -> None:
         self.measured.append((number, measurement))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from analysis.costs import add_costs
 from objectives.learn import Learning, Measured, Turn
 from search_spaces.recipe_space import RecipeSpace, suggest_recipe
 from storage.leases import LeaseBook
@@ -61,6 +62,18 @@ def test_every_asked_trial_ends_once_in_optuna_and_in_our_tables(sit_down: SitDo
         assert counts["pruned"] > 0  # else the next tests would look at nothing
         assert Counter(state for _, state, _ in sitting.notes.ended) == counts
         assert sorted(number for number, _, _ in sitting.notes.ended) == [*range(4)]
+
+
+def test_a_sitting_says_what_it_did(sit_down: SitDown) -> None:
+    with sit_down(trials=3) as sitting:
+        assert sitting.run()
+        (effort,) = sitting.notes.efforts
+        costs = add_costs(read(sitting)).total
+    assert effort.trained_tokens == costs.trained_tokens > 0
+    assert effort.training_seconds > 0
+    assert effort.asking_seconds > 0
+    assert effort.slots == 2
+    assert 0 <= effort.padding_share < 0.5
 
 
 def test_the_base_is_measured_before_any_trial(sit_down: SitDown) -> None:

@@ -1,0 +1,56 @@
+"""Work that does not fit the memory is done in smaller parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from objectives.models.memory import is_out_of_memory, with_rows_that_fit
+
+
+def fails_above(limit: int, tried: list[int]) -> Callable[[int], int]:
+    def work(rows: int) -> int:
+        tried.append(rows)
+        if rows > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows
+
+    return work
+
+
+def test_rows_are_halved_until_they_fit_and_stay_so_for_the_model() -> None:
+    model, tried = nn.Identity(), list[int]()
+    work = fails_above(70, tried)
+    assert with_rows_that_fit(model, 512, work) == 64
+    assert with_rows_that_fit(model, 512, work) == 64
+    assert with_rows_that_fit(model, 16, work) == 16
+    assert with_rows_that_fit(nn.Identity(), 70, work) == 70
+    assert tried == [512, 256, 128, 64, 64, 16, 70]
+
+
+def test_a_single_row_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        with_rows_that_fit(nn.Identity(), 4, fails_above(0, []))
+
+
+def test_other_errors_are_not_taken_for_full_memory() -> None:
+    tried: list[int] = []
+
+    def work(rows: int) -> None:
+        tried.append(rows)
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        with_rows_that_fit(nn.Identity(), 4, work)
+    assert tried == [4]
+
+
+def test_the_cpu_allocators_message_counts() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**60)
+    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(ValueError("not enough memory"))
