@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: study test test-slow check pocket clean
+.PHONY: study test test-slow check bench pocket clean
 
 study: .venv/installed
 	$(BIN)/remember run
@@ -17,6 +17,9 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/installed-dev
+	$(BIN)/python -m benchmarks
 
 pocket: .venv/installed
 	$(BIN)/remember pocket build --to runs/pocket
