@@ -276,7 +276,6 @@ def test_only_the_head_stays_dense(talking_base: BaseModel) -> None:
 
 
 # An older name of what transformers calls activation checkpointing now.
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
 def test_adapters_learn_the_same_as_on_the_dense_model(talking_base: BaseModel) -> None:
     four_bit, dense = make_twins(talking_base)
     expected = train(dense)

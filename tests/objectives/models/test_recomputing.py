@@ -23,11 +23,6 @@ from objectives.bank import Bank
 from objectives.models.base import BaseModel, ModelError
 from objectives.models.recomputing import recomputing
 
-# transformers has renamed what switches it on and off.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`gradient_checkpointing_(en|dis)able` is deprecated:FutureWarning"
-)
-
 TEXTS = ("Joe w1 w2 w3", "w4", "Brandine: w5 w6 w7 w8 w9 w10 w11", "w12 w13", "Joe? w1 w14 w3 w15")
 
 PLAIN = Recipe(epochs=9, rank=2, alpha=8, cutoff=32, warmup_steps=3, learning_rate=3e-3)
