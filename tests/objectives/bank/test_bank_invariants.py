@@ -296,28 +296,24 @@ def test_a_trial_that_moves_from_bank_to_bank_ends_as_one_that_stays_alone(
 
 # PEFT still reads an attribute of models that transformers has renamed.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@settings(max_examples=5, deadline=None)
-@given(crowd=st.lists(long_trials, min_size=1, max_size=3), data=st.data())
-def test_an_exported_adapter_answers_in_peft_as_in_the_bank(
-    base: BaseModel,
-    texts: Texts,
-    tmp_path_factory: pytest.TempPathFactory,
-    crowd: list[Trial],
-    data: st.DataObject,
+@settings(max_examples=6, deadline=None)
+@given(crowd=st.lists(long_trials, min_size=1, max_size=3))
+def test_exported_adapters_answer_in_peft_as_in_the_bank(
+    base: BaseModel, texts: Texts, tmp_path_factory: pytest.TempPathFactory, crowd: list[Trial]
 ) -> None:
     bank = Bank(base, slots=len(crowd), max_rank=MAX_RANK)
     for slot, trial in enumerate(crowd):
         admit(bank, slot, trial, texts)
-    for _ in range(5):
+    for _ in range(4):
         bank.step()
-    slot = data.draw(st.integers(0, len(crowd) - 1))
     token_ids = torch.arange(4, 94).view(6, 15)
-    folder = tmp_path_factory.mktemp("exported") / "adapter"
-    export_adapter(bank, slot, folder)
-    model = PeftModel.from_pretrained(copy.deepcopy(base.model), str(folder))
-    with torch.no_grad():
-        bare, in_peft = base.model(token_ids).logits, model(token_ids).logits
-        with bank.answering([slot] * token_ids.numel()):
-            in_bank = base.model(token_ids).logits
-    torch.testing.assert_close(in_bank, in_peft, atol=1e-5, rtol=1e-5)
-    assert (in_bank - bare).abs().max() > 1e-3, "an adapter that does something"
+    folder = tmp_path_factory.mktemp("exported")
+    for slot in range(len(crowd)):
+        export_adapter(bank, slot, folder / str(slot))
+        model = PeftModel.from_pretrained(copy.deepcopy(base.model), str(folder / str(slot)))
+        with torch.no_grad():
+            bare, in_peft = base.model(token_ids).logits, model(token_ids).logits
+            with bank.answering([slot] * token_ids.numel()):
+                in_bank = base.model(token_ids).logits
+        torch.testing.assert_close(in_bank, in_peft, atol=1e-5, rtol=1e-5)
+        assert (in_bank - bare).abs().max() > 1e-4, "an adapter that does something"
