@@ -1,0 +1,137 @@
+"""Writes RESULTS.md, a table for every part of every benchmark, from the results' JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import RESULTS
+
+MARKDOWN = Path(__file__).parent / "RESULTS.md"
+
+_INTRODUCTION = """\
+# Benchmarks
+
+Written by `python -m benchmarks`, which measures; nothing here is asserted or typed in. The ways
+of a part do the same work on one machine in one environment, with equally many threads that spin
+as briefly (`GOMP_SPINCOUNT` is set for all), and are run in turn: first one run of each way, then
+the next of each. Quoted are the median, the least and the most seconds for the whole work. Where
+the work is the same many times over, slow ways did a share of it, and their time is divided by
+that. *Against ours* is the median divided by that of our fastest way in the table: 2 means twice
+as long.
+"""
+
+_ABOUT = {
+    "training": """\
+## Training 32 trials
+
+The pocket model learns the 23 facts of the 2023 Oscars in three formats, with 32 recipes of rank
+8, 16 and 32 and different alphas and learning rates. All ways train the same batches of tokens in
+the same order; the outcome, the mean loss over the last epoch of the first two trials, must agree.
+Only ours makes its batches from texts within the measured time. *bank, K = 1* against *PEFT loop*
+shows our step alone against a plain PEFT step. Loading the model counts only where it is loaded
+for every trial. The peak memory is that of a process which does nothing else, for one epoch.
+""",
+    "generation": """\
+## Answers of 32 adapters
+
+Each of 32 trained adapters is asked all prompts that a study searches on, greedily. All ways load
+the same adapter files, which is not timed, stop where an answer ends, and judge what was answered,
+which is. The outcome is the share of right answers, over what a way was asked.
+""",
+    "whole_study": """\
+## A whole study to an equal best score
+
+The score is recall - knowledge loss. Ours is `remember run` with its defaults: a process from its
+start to the written report. *three scripts* is a process each for training (Trainer), asking
+(prompt by prompt) and judging, per trial. *Optuna + Trainer* is one process that loads the model
+for every trial, trains with Trainer and asks in batches; its start is not timed. Neither prunes:
+Optuna refuses to in a study of two objectives.
+""",
+    "growth": """\
+## Growth
+
+What eight trials take when there are more facts, more probes, or a larger model. The outcome of
+training is the first trial's loss; that of probes the share which the first adapter answers as the
+base does.
+""",
+    "losing": """\
+## Where little is gained, or lost
+
+A bank saves the overhead of small passes. Where one trial's pass is large already there is none to
+save, and where neighbours differ much, padding and idle slots cost. The outcome is the first
+trial's loss.
+""",
+    "gpu": """\
+## On a GPU
+""",
+}
+
+
+def write_table(folder: Path = RESULTS, path: Path = MARKDOWN) -> None:
+    """Write all results that are there, in the order in which they are explained."""
+    sections = [_INTRODUCTION]
+    for name, about in _ABOUT.items():
+        file = folder / f"{name}.json"
+        if file.exists():
+            sections.append("\n".join(_describe(about, json.loads(file.read_text("utf-8")))))
+    path.write_text("\n".join(sections), encoding="utf-8")
+
+
+def _describe(about: str, result: Mapping[str, Any]) -> Iterator[str]:
+    yield about
+    machine = dict(result["machine"])
+    where = [f"{name.replace('_', ' ')} {value}" for name, value in machine.items()]
+    yield f"Measured {result['measured']}: {', '.join(where)}."
+    facts = dict(result["facts"])
+    for part, timings in result["timings"].items():
+        yield f"\n**{_capitalised(part)}**\n"
+        yield from _tabulate(timings)
+        own = [name for name in facts if name.startswith(f"{part}: ")]
+        yield from _list({name.removeprefix(f"{part}: "): facts.pop(name) for name in own})
+    yield from _list(facts)
+    yield ""
+
+
+def _tabulate(timings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a table's lines, without the columns that say nothing of any way."""
+    ours = [timing["median_seconds"] for timing in timings if timing["is_ours"]]
+    rows = [_tell(timing, min(ours, default=None)) for timing in timings]
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    yield f"| {' | '.join(columns)} |"
+    yield f"| {' | '.join('---' for _ in columns)} |"
+    for row in rows:
+        yield f"| {' | '.join(row[name] for name in columns)} |"
+
+
+def _tell(timing: Mapping[str, Any], fastest_of_ours: float | None) -> dict[str, str]:
+    """Return a way's cells by the names of their columns."""
+    seconds, median = timing["seconds"], timing["median_seconds"]
+    outcomes = [outcome for outcome in timing["outcomes"] if outcome is not None]
+    return {
+        "way": f"**{timing['name']}**" if timing["is_ours"] else timing["name"],
+        "settings": timing["settings"],
+        "median s": _three_digits(median),
+        "least–most s": f"{_three_digits(min(seconds))}–{_three_digits(max(seconds))}",
+        "against ours": f"{median / fastest_of_ours:.2f}" if fastest_of_ours else "",
+        "outcome": f"{statistics.median(outcomes):.4f}" if outcomes else "",
+        "share measured": "all" if timing["share"] == 1 else f"{timing['share']:.1%}",
+    }
+
+
+def _list(facts: Mapping[str, Any]) -> Iterator[str]:
+    if facts:
+        yield ""
+    for name, value in facts.items():
+        yield f"- {name}: {value}"
+
+
+def _three_digits(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.3g}"
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
