@@ -14,7 +14,6 @@ from benchmarks.peers.work_files import read_job
 from benchmarks.text_batches import batch_texts
 from objectives.models.load import POCKET, load_base_model
 
-
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     base = load_base_model(POCKET, device="cpu")

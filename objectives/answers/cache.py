@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from objectives.models.reading import reads_packed
+
 # Tokens that a layer has room for when it is copied; answers are seldom longer.
 _ROOM_TOKENS = 24
 
@@ -80,6 +82,11 @@ def keeps_everything(cache: DynamicCache) -> bool:
     A sliding window has moved on by then, and a recurrent state has taken it in.
     """
     return all(type(layer) is _RoomyLayer for layer in cache.layers)
+
+
+def may_share_beginnings(model: PreTrainedModel) -> bool:
+    """Return whether rows that begin alike can be read once by `share_beginnings`."""
+    return reads_packed(model) and keeps_everything(make_cache(model))
 
 
 def take_states(cache: DynamicCache, *, first_column: int) -> list[tuple[Tensor, Tensor]]:

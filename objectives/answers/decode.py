@@ -14,7 +14,13 @@ from torch.nn.functional import pad
 
 from data.recipes import Sampling
 from objectives.answers.batches import batch_rows
-from objectives.answers.cache import join_states, keeps_everything, make_cache, take_states
+from objectives.answers.cache import (
+    join_states,
+    keeps_everything,
+    make_cache,
+    may_share_beginnings,
+    take_states,
+)
 from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
 from objectives.answers.sampling import TokenChooser
@@ -26,7 +32,6 @@ from objectives.models.reading import (
     attending,
     logits_only_of,
     pad_left,
-    reads_packed,
     share_beginnings,
 )
 
@@ -216,8 +221,8 @@ class _Reader:
             first, after its draft last.
         """
         model = self._base.model
-        packs = reads_packed(model) and keeps_everything(self._cache)
-        laid = share_beginnings(self._base, rows, slots) if packs else padded
+        shares = may_share_beginnings(model)
+        laid = share_beginnings(self._base, rows, slots) if shares else padded
         last = [
             entries[-1 - len(draft) :]
             for entries, draft in zip(laid.entries_of, drafts, strict=True)

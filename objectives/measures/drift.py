@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from objectives.answers.batches import batch_rows
+from objectives.answers.cache import may_share_beginnings
 from objectives.answers.encode import encode_document
 from objectives.answers.request import AdapterRouter, UntouchedBase
 from objectives.models.base import BaseModel
@@ -18,7 +19,6 @@ from objectives.models.reading import (
     attending,
     lay_out_rows,
     logits_only_of,
-    reads_packed,
     share_beginnings,
 )
 
@@ -81,7 +81,7 @@ def _sum_nats(
     router: AdapterRouter,
 ) -> NDArray[np.float64]:
     """Return the summed cross-entropy of each document's tokens but the first, (documents)."""
-    if reads_packed(base.model):
+    if may_share_beginnings(base.model):
         rows = share_beginnings(base, documents, slots)
     else:
         rows = lay_out_rows(base, documents)
