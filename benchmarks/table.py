@@ -35,6 +35,13 @@ Only ours makes its batches from texts within the measured time. *bank, K = 1* a
 shows our step alone against a plain PEFT step. Loading the model counts only where it is loaded
 for every trial. The peak memory is that of a process which does nothing else, for one epoch.
 """,
+    "floor": """\
+## Where a training step's time goes
+
+A step of 16 of those trials, by torch's profiler. The floor is what its matrix products alone
+would take at the rate at which this machine multiplies large matrices: no engine that computes
+the same numbers in the same precision can be faster than that, and nothing else is counted.
+""",
     "generation": """\
 ## Answers of 32 adapters
 

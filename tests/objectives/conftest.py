@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from objectives.models.base import BaseModel
 
@@ -99,6 +106,29 @@ def talking_base() -> BaseModel:
         model=model.eval().requires_grad_(False),
         tokenizer=tokenizer,
     )
+
+
+@pytest.fixture(scope="session")
+def windowed_base(talking_base: BaseModel) -> BaseModel:
+    """Return a model whose tokens see only the six before them; do not change it."""
+    config = MistralConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(talking_base.tokenizer),
+        max_position_embeddings=48,
+        sliding_window=6,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = MistralForCausalLM(config)
+    return replace(talking_base, model=model.eval().requires_grad_(False))
 
 
 @pytest.fixture

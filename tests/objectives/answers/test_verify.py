@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import MistralConfig, MistralForCausalLM
 
 from data.prompts import Prompt
 from data.recipes import GREEDY
@@ -118,26 +117,9 @@ def test_an_adapter_that_changes_much_costs_no_more_passes_than_generation(
 
 
 def test_a_model_that_cannot_forget_a_wrong_guess_is_not_given_any(
-    talking_base: BaseModel, shifting_router: ShiftingRouter, prompts: tuple[Prompt, ...]
+    windowed_base: BaseModel, shifting_router: ShiftingRouter, prompts: tuple[Prompt, ...]
 ) -> None:
-    config = MistralConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=len(talking_base.tokenizer),
-        max_position_embeddings=48,
-        sliding_window=6,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=EOS,
-        initializer_range=0.4,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = MistralForCausalLM(config).eval().requires_grad_(False)
-    base = replace(talking_base, model=model)
+    base = windowed_base
     shifts = 3 * torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
     router = type(shifting_router)(base, shifts)
     references = generate_greedily(base, prompts, -1, router)
