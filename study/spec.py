@@ -77,7 +77,7 @@ class PrunerSpec(_Part):
 
 
 class EngineSpec(_Part):
-    """What computes, and how: it changes speed and memory, and results by rounding only.
+    """What computes, and how: it changes speed and memory, and how coarsely numbers are rounded.
 
     `threads` are those of one worker on a CPU; several workers on one machine share its cores.
     """

@@ -15,10 +15,10 @@ from objectives.models.memory import is_out_of_memory, release_memory
 
 _STEPS = 5  # of which the fastest counts: whatever else runs on a machine only slows steps down
 
-# More slots make a study's search less informed, so they must pay.
-_WORTH_MORE_SLOTS = 0.9
+# Times that differ by less are taken as equal: a machine's noise must not decide.
+_AS_FAST = 0.9
 
-# One number of slots that does not pay may be noise; after two the search ends.
+# One number of slots that gains nothing may be noise; after two the search ends.
 _VAIN_ATTEMPTS = 2
 
 # The share of a device's memory that training may take; asking needs some, too.
@@ -45,8 +45,9 @@ def choose_slots(
 ) -> int:
     """Return the number of slots, a power of two up to `most`, that trains a token fastest.
 
-    Of those within a tenth of the fastest it is the smallest. The search ends after two numbers
-    that are not faster by a tenth than all before, or where the device's memory does not suffice.
+    Of those within a tenth of the fastest it is the largest, so that the choice is nearly always
+    the same on a machine. The search ends after two numbers that are not faster by a tenth than
+    all before, or where the device's memory does not suffice.
 
     Args:
         base: The model.
@@ -75,13 +76,11 @@ def choose_slots(
         if slots > 1 and not _fits(probed, base.device):
             break
         fastest = min((each.seconds_per_token for each in seen), default=float("inf"))
-        vain = vain + 1 if probed.seconds_per_token > _WORTH_MORE_SLOTS * fastest else 0
+        vain = vain + 1 if probed.seconds_per_token > _AS_FAST * fastest else 0
         seen.append(probed)
         slots *= 2
     fastest = min(each.seconds_per_token for each in seen)
-    return next(
-        each.slots for each in seen if _WORTH_MORE_SLOTS * each.seconds_per_token <= fastest
-    )
+    return max(each.slots for each in seen if _AS_FAST * each.seconds_per_token <= fastest)
 
 
 def _probe(
