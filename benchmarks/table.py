@@ -56,7 +56,9 @@ The score is recall - knowledge loss. Ours is `remember run` with its defaults: 
 start to the written report. *three scripts* is a process each for training (Trainer), asking
 (prompt by prompt) and judging, per trial. *Optuna + Trainer* is one process that loads the model
 for every trial, trains with Trainer and asks in batches; its start is not timed. Neither prunes:
-Optuna refuses to in a study of two objectives.
+Optuna refuses to in a study of two objectives. The default study is an easy one: a good starting
+point comes among the first trials, which the peers train one by one and ours side by side, so that
+all of its first trials are under way when the score is reached.
 """,
     "growth": """\
 ## Growth
