@@ -23,13 +23,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.tuners import lora
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from benchmarks.measuring import RESULTS, Case, Timing, peak_memory_mib, take_turns, write_result
+from benchmarks.peers.peft_parts import clip, lora_config, make_optimizer, pad_right
 from data.formats import epoch_documents
 from data.matching import match_answer
 from data.prompts import PROMPT_STYLES, Prompt, cut_answer, fact_prompts
@@ -38,9 +39,7 @@ from data.scenarios import Scenario, load_scenario
 from objectives.answers.generate import generate
 from objectives.answers.request import Request
 from objectives.bank import Bank, export_adapter
-from objectives.bank.adam import MAX_GRADIENT_NORM
 from objectives.bank.batches import Batch, count_predicted, cut_examples, make_batches
-from objectives.bank.modules import PART_OF_SUFFIX
 from objectives.models.base import BaseModel
 from objectives.models.four_bit import FourBitLinear, random_four_bit
 from objectives.models.load import POCKET, load_base_model
@@ -318,33 +317,17 @@ class PeftTraining:
         self._adapted = adapted.train()
         self._base = base
         self._parameters = [each for each in adapted.parameters() if each.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda done: min(1.0, (done + 1) / max(1, recipe.warmup_steps))
-        )
+        self._optimizer, self._schedule = make_optimizer([self._parameters], [recipe])
 
     def train(self, batches: Sequence[Batch]) -> float:
         """Take a step with every batch; return the last one's loss."""
         for batch in batches:
-            width = max(map(len, batch))
-            pad = self._base.pad_id
-            ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in batch])
-            mask = torch.arange(width) < torch.tensor([[len(row)] for row in batch])
-            inputs = {
-                "input_ids": ids,
-                "attention_mask": mask.long(),
-                "labels": ids.masked_fill(~mask, -100),
-            }
+            inputs = pad_right(batch, self._base.pad_id)
             on_device = {name: each.to(self._base.device) for name, each in inputs.items()}
             loss = self._adapted(**on_device, use_cache=False).loss
             self._optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM, foreach=True)
+            clip(self._parameters)
             self._optimizer.step()
             self._schedule.step()
         return float(loss.detach())
@@ -355,9 +338,7 @@ def wrap_in_peft(model: Any, recipe: Recipe) -> Any:
 
     PEFT's own layer for dense linear modules needs of its base no more than sizes and a forward.
     """
-    config = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(PART_OF_SUFFIX)
-    )
+    config = lora_config(recipe)
     config._register_custom_module({FourBitLinear: lora.Linear})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layers it does not know, and of wrapping anew

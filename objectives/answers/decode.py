@@ -145,6 +145,7 @@ class _Reader:
         self._uniforms = _stack_uniforms(openings)
         self._reading: list[int] = []
         self._cache = make_cache(base.model)
+        self._shares_beginnings = may_share_beginnings(base.model)
 
     @property
     def _unfinished(self) -> int:
@@ -221,8 +222,7 @@ class _Reader:
             first, after its draft last.
         """
         model = self._base.model
-        shares = may_share_beginnings(model)
-        laid = share_beginnings(self._base, rows, slots) if shares else padded
+        laid = share_beginnings(self._base, rows, slots) if self._shares_beginnings else padded
         last = [
             entries[-1 - len(draft) :]
             for entries, draft in zip(laid.entries_of, drafts, strict=True)
