@@ -62,13 +62,13 @@ class Layout:
 
 
 def initialise(layout: Layout, weights: Tensor, targets: TargetModules, *, seed: int) -> None:
-    """Fill one slot's zero `weights` (rank, width) as PEFT does: A uniform, B zero.
+    """Fill the zero `weights` (rank, columns of the targets) as PEFT does: A uniform, B zero.
 
     A follows `kaiming_uniform(a=sqrt(5))`, which is uniform in plus or minus 1/sqrt(in features).
     Each module draws from a generator of its own, so that the set of modules does not matter.
     """
     positions = layout.positions(targets)
-    parts = layout.split(weights[:, layout.columns(positions)], positions)
+    parts = layout.split(weights, positions)
     for position, (down, _) in zip(positions, parts, strict=True):
         module = layout.modules[position]
         generator = torch.Generator().manual_seed(derive_seed(seed, "initial A", module.name))
@@ -81,7 +81,7 @@ class AdapterGroup:
     """Adapters of one padded rank, which serve one block of a pass.
 
     `weights` is (slots, ranks, columns of the modules they are attached to), fp32, and `scales`
-    (slots) is what each adapter's output is multiplied by. A backward pass adds the weights'
+    (slots) is what each adapter's output is multiplied by. A backward pass writes the weights'
     gradient to `gradients`, of the same shape; None where there will be no backward pass.
     """
 
@@ -105,7 +105,9 @@ def adapters_attached(
     """
     weights = [layout.split(group.weights, positions) for group in groups]
     gradients = [
-        None if group.gradients is None else layout.split(group.gradients, positions)
+        None
+        if group.gradients is None
+        else [_Gradients(*parts) for parts in layout.split(group.gradients, positions)]
         for group in groups
     ]
     laid = _LaidInputs(blocks)
@@ -127,6 +129,9 @@ def adapters_attached(
             hook = partial(_add_adapters, adapters=adapters, laid=laid)
             stack.callback(module.register_forward_hook(hook).remove)
         yield
+    for own_gradients in gradients:
+        for gradient in own_gradients or ():
+            gradient.finish()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +141,31 @@ class _Adapters:
     down: Tensor
     up: Tensor
     scales: Tensor
-    gradients: tuple[Tensor, Tensor] | None
+    gradients: _Gradients | None
     dropout: Callable[[], Tensor] | None
+
+
+class _Gradients:
+    """Where the gradients of a module's `down` and `up` go; what is there at first is not read."""
+
+    def __init__(self, down: Tensor, up: Tensor) -> None:
+        self._parts = down, up
+        self._written = False
+
+    def add(self, down: Tensor, up: Tensor) -> None:
+        """Add the gradients of one use of the module; most have one in a pass."""
+        for part, gradient in zip(self._parts, (down, up), strict=True):
+            if self._written:
+                part.add_(gradient)
+            else:
+                part.copy_(gradient)
+        self._written = True
+
+    def finish(self) -> None:
+        """Make them zero if the module was not used."""
+        if not self._written:
+            for part in self._parts:
+                part.zero_()
 
 
 class _LaidInputs:
@@ -193,17 +221,13 @@ def _add_forward(
     if blocks.gather is None and len(adapters) == 1:
         total = torch.baddbmm(blocks.split(total)[0], inner[0], adapters[0].up)
     else:
-        outer = [torch.bmm(part, own.up) for part, own in zip(inner, adapters, strict=True)]
-        added = blocks.collect(_join(outer))
+        padded = inner[0].new_empty(blocks.padded_entries, total.shape[1])
+        for place, part, own in zip(blocks.split(padded), inner, adapters, strict=True):
+            torch.bmm(part, own.up, out=place)
+        added = blocks.collect(padded)
         members = blocks.members
-        total = total + added if members is None else total.index_add(0, members, added)
+        total = added.add_(total) if members is None else total.index_add(0, members, added)
     return total.view(output.shape).to(output.dtype), inner
-
-
-def _join(blocks: Sequence[Tensor]) -> Tensor:
-    """Return blocks (groups, entries per group, ..) end to end, (places, ..)."""
-    pieces = [block.flatten(0, 1) for block in blocks]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 class _AddAdapters(torch.autograd.Function):
@@ -240,19 +264,22 @@ class _AddAdapters(torch.autograd.Function):
         saved = ctx.saved_tensors
         reads, inners, masks = saved[:count], saved[count : 2 * count], saved[2 * count :]
         outers = blocks.split(blocks.lay_gradient(gradient.flatten(0, -2).to(inners[0].dtype)))
-        to_inputs = []
-        for outer, read, inner, mask, own in zip(
-            outers, reads, inners, masks, adapters, strict=True
+        needs_input = ctx.needs_input_grad[1]
+        padded = reads[0].new_empty(blocks.padded_entries * needs_input, reads[0].shape[-1])
+        places = blocks.split(padded) if needs_input else [None] * count
+        for outer, read, inner, mask, own, to_read in zip(
+            outers, reads, inners, masks, adapters, places, strict=True
         ):
             to_inner = torch.bmm(outer, own.up.transpose(1, 2)).mul_(own.scales)
             assert own.gradients is not None
-            to_down, to_up = own.gradients
-            to_down.add_(torch.bmm(to_inner.transpose(1, 2), read))
-            to_up.add_(torch.bmm(inner.transpose(1, 2), outer))
-            if ctx.needs_input_grad[1]:
-                to_read = torch.bmm(to_inner, own.down)
-                to_inputs.append(to_read if mask is None else to_read.mul_(mask))
-        if not to_inputs:
+            own.gradients.add(
+                torch.bmm(to_inner.transpose(1, 2), read), torch.bmm(inner.transpose(1, 2), outer)
+            )
+            if to_read is not None:
+                torch.bmm(to_inner, own.down, out=to_read)
+                if mask is not None:
+                    to_read.mul_(mask)
+        if not needs_input:
             return gradient, None, None, None, None, None
-        to_input = blocks.collect(_join(to_inputs)).view(ctx.input_shape).to(ctx.input_dtype)
+        to_input = blocks.collect(padded).view(ctx.input_shape).to(ctx.input_dtype)
         return gradient, to_input, None, None, None, None

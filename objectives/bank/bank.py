@@ -153,7 +153,7 @@ class Bank:
         )
         self._slots_per_pass = slots
         self._halves_when_full = halves_when_full
-        self._entries = self._padding_entries = 0
+        self._work = self._own_work = 0
         self._training: dict[int, _Training] = {}
         self._encode = lru_cache(_REMEMBERED_TEXTS)(lambda text: tuple(base.encode_document(text)))
 
@@ -172,7 +172,7 @@ class Bank:
         self._occupy(slot, recipe, epoch_texts, seed, Counters())
         initialise(
             self.layout,
-            self._adapters.weights[slot, : recipe.rank],
+            self._adapters.region(self._adapters.weights, slot),
             recipe.target_modules,
             seed=seed,
         )
@@ -235,8 +235,11 @@ class Bank:
 
     @property
     def padding_share(self) -> float | None:
-        """Return which share of the adapters' work so far was padding; None before any."""
-        return self._padding_entries / self._entries if self._entries else None
+        """Return which share of the adapters' work so far was padding, of tokens or of ranks.
+
+        None before any.
+        """
+        return 1 - self._own_work / self._work if self._work else None
 
     def release(self, slot: int) -> None:
         """Make a slot empty: weights, moments and counters are zero."""
@@ -253,12 +256,13 @@ class Bank:
             ValueError: If a slot is empty, or a pass has another number of entries.
         """
         slots_of = np.asarray(slot_of_entry)
-        slots = [int(slot) for slot in np.unique(slots_of) if slot != -1]
+        slots = [slot for slot in map(int, np.unique(slots_of)) if slot != -1]
         for slot in slots:
             if not 0 <= slot < self.slots or not self._adapters.rank(slot):
                 raise ValueError(f"slot: {slot} is empty; it has no adapter to answer with")
         if not slots:
             return nullcontext()
+        slots.sort(key=self._adapters.place)
         positions = self._adapters.positions(slots)
         blocks = lay_in_blocks(
             [[np.flatnonzero(slots_of == slot) for slot in slots]],
@@ -278,14 +282,15 @@ class Bank:
         self._require_empty(slot)
         matrices = read_adapter(folder, self.layout.modules, max_rank=self.max_rank)
         positions = range(len(self.layout.modules))
-        parts = self.layout.split(self._adapters.weights[slot], positions)
+        largest = max(len(loaded.down) for loaded in matrices.values())
+        self._adapters.cover(slot, rank=largest, positions=positions, scale=1)
+        weights = self._adapters.region(self._adapters.weights, slot)
+        parts = self.layout.split(weights, positions)
         for module, (down, up) in zip(self.layout.modules, parts, strict=True):
             if (loaded := matrices.get(module.name)) is not None:
                 rank = len(loaded.down)
                 down[:rank] = loaded.down
                 up[:rank] = loaded.up
-        largest = max(len(loaded.down) for loaded in matrices.values())
-        self._adapters.cover(slot, rank=largest, positions=positions, scale=1)
 
     def recipe(self, slot: int) -> Recipe:
         """Return the recipe of the trial in a slot.
@@ -396,8 +401,8 @@ class Bank:
                 for slot, batch in batches.items()
             },
         )
-        self._entries += training_pass.blocks.padded_entries
-        self._padding_entries += sum(training_pass.padding_of.values())
+        self._work += training_pass.work
+        self._own_work += training_pass.own_work
         losses, norms = differentiate(self.base, self.layout, training_pass, self._recomputing())
         sound = [
             slot for slot in batches if math.isfinite(losses[slot]) and math.isfinite(norms[slot])

@@ -55,14 +55,12 @@ def make_batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
     ]
 
 
-def count_tokens(batch: Batch) -> int:
-    """Return how many tokens the model reads."""
-    return sum(map(len, batch))
-
-
 def count_predicted(batch: Batch) -> int:
-    """Return how many tokens the model is asked to predict: all but each example's first."""
-    return count_tokens(batch) - len(batch)
+    """Return how many tokens the model is asked to predict: all but each example's first.
+
+    It reads as many: all but each example's last, from which nothing is predicted.
+    """
+    return sum(map(len, batch)) - len(batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ class PassInputs:
 def lay_out(base: BaseModel, batches: Sequence[Batch]) -> PassInputs:
     """Return one pass over all batches, rows slot by slot."""
     examples = [example for batch in batches for example in batch]
-    rows = lay_out_rows(base, examples)
+    rows = lay_out_rows(base, [example[:-1] for example in examples])
     slot_of_row = np.repeat(np.arange(len(batches)), [len(batch) for batch in batches])
     entries_of = [
         np.flatnonzero(slot_of_row[rows.owners] == place) for place in range(len(batches))
@@ -98,7 +96,7 @@ def lay_out(base: BaseModel, batches: Sequence[Batch]) -> PassInputs:
         for place in range(len(batches))
     ]
     counts = torch.tensor([count_predicted(batch) for batch in batches])
-    predicting = np.concatenate([entries[:-1] for entries in rows.entries_of])
+    predicting = np.concatenate(rows.entries_of)
     labels = torch.tensor([token for example in examples for token in example[1:]])
     return PassInputs(
         rows=rows,

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from objectives.bank.adapters import AdapterGroup, Dropout, Layout, adapters_attached
-from objectives.bank.batches import Batch, PassInputs, count_tokens, lay_out
+from objectives.bank.batches import Batch, PassInputs, count_predicted, lay_out
 from objectives.bank.dropout import DropoutStream, draw_dropout
-from objectives.bank.sizes import group_by_size
+from objectives.bank.sizes import group_slots
 from objectives.bank.slot_weights import SlotWeights
 from objectives.models.base import BaseModel
 from objectives.models.blocks import Blocks, Entries, lay_in_blocks
@@ -37,7 +37,8 @@ class TrainingPass:
 
     `adapters` has those of each of `blocks`. `gradients` are each slot's own (rank, columns of its
     modules), as views of where the pass writes. `padding_of` counts the entries that were added to
-    make each slot as large as its neighbours.
+    make each slot as large as its neighbours. The adapters' products grow with entries times
+    ranks: `work` counts those, `own_work` without any padding.
     """
 
     inputs: PassInputs
@@ -46,20 +47,24 @@ class TrainingPass:
     blocks: Blocks
     gradients: Mapping[int, Tensor]
     padding_of: Mapping[int, int]
+    work: int
+    own_work: int
 
 
 def lay_out_pass(
     base: BaseModel, slot_weights: SlotWeights, steps: Mapping[int, SlotStep]
 ) -> TrainingPass:
-    """Return a pass over a step of every slot given, its gradients zero.
+    """Return a pass over a step of every slot given.
 
-    Slots are padded only to others of nearly the same rank and number of tokens.
+    Slots are padded to others of their group only, where a group of their own would cost more.
     """
     groups = [
-        same_size
-        for same_rank in group_by_size({slot: slot_weights.rank(slot) for slot in steps})
-        for same_size in group_by_size(
-            {slot: count_tokens(steps[slot].batch) for slot in same_rank}
+        sorted(group, key=slot_weights.place)
+        for group in group_slots(
+            {slot: slot_weights.rank(slot) for slot in steps},
+            {slot: count_predicted(step.batch) for slot, step in steps.items()},
+            slot_weights.layout,
+            device_type=base.device.type,
         )
     ]
     slots = [slot for group in groups for slot in group]
@@ -80,7 +85,7 @@ def lay_out_pass(
     for group, (_, entries_per_slot) in zip(groups, blocks.shapes, strict=True):
         own = slot_weights.group(group, positions)
         count = own.weights.numel()
-        written, room = room[:count].view_as(own.weights).zero_(), room[count:]
+        written, room = room[:count].view_as(own.weights), room[count:]
         dropout = _make_dropout(
             [steps[slot] for slot in group],
             [places_of[slot] for slot in group],
@@ -91,7 +96,7 @@ def lay_out_pass(
         adapters.append(replace(own, gradients=written, dropout=dropout))
         for slot, gradient in zip(group, written, strict=True):
             gradients[slot] = slot_weights.part(gradient, slot, first_column=first_column)
-            padding_of[slot] = entries_per_slot - count_tokens(steps[slot].batch)
+            padding_of[slot] = entries_per_slot - count_predicted(steps[slot].batch)
     return TrainingPass(
         inputs=inputs,
         positions=positions,
@@ -99,6 +104,13 @@ def lay_out_pass(
         blocks=blocks,
         gradients=gradients,
         padding_of=padding_of,
+        work=sum(
+            padded.weights.shape[1] * slots_of * entries
+            for padded, (slots_of, entries) in zip(adapters, blocks.shapes, strict=True)
+        ),
+        own_work=sum(
+            slot_weights.rank(slot) * count_predicted(step.batch) for slot, step in steps.items()
+        ),
     )
 
 

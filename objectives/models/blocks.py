@@ -74,6 +74,44 @@ class Blocks:
             for piece, shape in zip(pieces, self.shapes, strict=True)
         ]
 
+    @staticmethod
+    def join(blocks: Sequence[Tensor]) -> Tensor:
+        """Return (places, ..) from every block (groups, entries per group, ..)."""
+        pieces = [block.flatten(0, 1) for block in blocks]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def per_head(self, heads: int, device: torch.device) -> Blocks:
+        """Return how (entries * heads, ..) lies in blocks whose groups are of one head each.
+
+        The groups of all heads of a group follow one another.
+        """
+        head = torch.arange(heads, device=device)
+        moved_to = []
+        start = 0
+        for groups, size in self.shapes:
+            places = torch.arange(groups * size * heads, device=device).view(groups, heads, size)
+            moved_to.append(start + places.transpose(1, 2).flatten(0, 1))
+            start += groups * size * heads
+        places_of = torch.cat(moved_to)  # (places, heads)
+
+        def numbered(entries: Tensor) -> Tensor:
+            return (entries[:, None] * heads + head).flatten()
+
+        def moved(places: Tensor) -> Tensor:
+            return places_of.index_select(0, places).flatten()
+
+        same = torch.arange(self.entries, device=device)
+        gather = torch.empty_like(places_of).flatten()
+        gather[places_of.flatten()] = numbered(same if self.gather is None else self.gather)
+        return Blocks(
+            entries=self.entries * heads,
+            shapes=tuple((groups * heads, size) for groups, size in self.shapes),
+            gather=gather,
+            places=moved(same if self.places is None else self.places),
+            members=None if self.members is None else numbered(self.members),
+            fillers=None if self.fillers is None else moved(self.fillers),
+        )
+
 
 def lay_in_blocks(
     blocks: Sequence[Sequence[Entries]],
@@ -118,3 +156,23 @@ def lay_in_blocks(
         members=None if len(members) == entries else tensor(members),
         fillers=tensor(np.flatnonzero(fills)) if fills.any() else None,
     )
+
+
+def cut_where_it_pays(sizes: Sequence[int], *, least_saving: float) -> list[range]:
+    """Return the places of groups in runs, in each of which all are padded to the first.
+
+    Args:
+        sizes: Of each group; largest first. None is no runs.
+        least_saving: How much padding a further run must save.
+    """
+    runs: list[range] = []
+    rest = np.asarray(sizes)
+    while len(rest):
+        start = len(sizes) - len(rest)
+        saved = np.arange(len(rest), 0, -1) * (rest[0] - rest)
+        cut = int(saved.argmax())
+        if saved[cut] < least_saving or cut == 0:
+            return [*runs, range(start, len(sizes))]
+        runs.append(range(start, start + cut))
+        rest = rest[cut:]
+    return runs

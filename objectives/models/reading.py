@@ -16,15 +16,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from objectives.models.base import BaseModel
-from objectives.models.blocks import Blocks, Entries, lay_in_blocks
-
-_ATTENTION = "remember_packed"
+from objectives.models.blocks import Entries, cut_where_it_pays, lay_in_blocks
+from objectives.models.packed_attention import PACKED_ATTENTION, Attention, PassAttention
 
 # Rows of a block of attention are padded to its longest. Shorter ones get a block of their own
 # where that saves at least so many pairs of query and key: padding costs pairs, a block kernels.
@@ -55,22 +52,6 @@ class Rows:
     def entries(self) -> int:
         """Return how many tokens the pass computes."""
         return len(self.owners)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attention:
-    """What attention needs to see rows in tokens that lie end to end.
-
-    `keys` has each row's tokens, `queries` those of which it is the owner. Where rows share
-    nothing both are the same and attention is causal. Otherwise all keys are in one block,
-    `rows_of_block` lists the rows of every block of queries, and `masks` says which query sees
-    which key, (rows of the block, 1, queries, keys).
-    """
-
-    keys: Blocks
-    queries: Blocks
-    rows_of_block: tuple[Tensor, ...] = ()
-    masks: tuple[Tensor, ...] = ()
 
 
 def lay_out_rows(base: BaseModel, rows: Sequence[_Token]) -> Rows:
@@ -108,7 +89,9 @@ def share_beginnings(base: BaseModel, rows: Sequence[_Token], readers: Sequence[
     most_own_first = sorted(range(len(rows)), key=lambda row: len(own[row]), reverse=True)
     blocks = [
         [most_own_first[place] for place in block]
-        for block in _cut_into_blocks([len(own[row]) * longest for row in most_own_first])
+        for block in cut_where_it_pays(
+            [len(own[row]) * longest for row in most_own_first], least_saving=_PAIRS_WORTH_A_BLOCK
+        )
     ]
     queries = lay_in_blocks(
         [[own[row] for row in block] for block in blocks], entries, device=device, at_end=True
@@ -168,13 +151,12 @@ def attending(
         yield inputs
         return
     before = model.config._attn_implementation
-    model.config._attn_implementation = _ATTENTION
+    model.config._attn_implementation = PACKED_ATTENTION
     try:
         yield {
             **inputs,
             "position_ids": rows.positions,
-            "packed_attention": rows.attention,
-            "packed_cache": cache,
+            "packed_attention": PassAttention(rows.attention, cache),
         }
     finally:
         model.config._attn_implementation = before
@@ -238,7 +220,9 @@ def _pack(rows: Sequence[_Token], device: torch.device) -> Rows:
     longest_first = sorted(entries_of, key=len, reverse=True)
     blocks = [
         [longest_first[place] for place in block]
-        for block in _cut_into_blocks([len(entries) ** 2 for entries in longest_first])
+        for block in cut_where_it_pays(
+            [len(entries) ** 2 for entries in longest_first], least_saving=_PAIRS_WORTH_A_BLOCK
+        )
     ]
     laid = lay_in_blocks(blocks, int(ends[-1]), device=device)
     return Rows(
@@ -250,24 +234,6 @@ def _pack(rows: Sequence[_Token], device: torch.device) -> Rows:
         owners=np.repeat(np.arange(len(rows)), lengths),
         attention=Attention(keys=laid, queries=laid),
     )
-
-
-def _cut_into_blocks(pairs: Sequence[int]) -> list[range]:
-    """Return the places of rows in blocks, each of which is padded to its first row.
-
-    Args:
-        pairs: How many pairs of query and key a row has if it comes first; most first.
-    """
-    blocks: list[range] = []
-    rest = np.asarray(pairs)
-    while True:
-        saved = np.arange(len(rest), 0, -1) * (rest[0] - rest)
-        cut = int(saved.argmax())
-        start = len(pairs) - len(rest)
-        if saved[cut] < _PAIRS_WORTH_A_BLOCK:
-            return [*blocks, range(start, len(pairs))]
-        blocks.append(range(start, start + cut))
-        rest = rest[cut:]
 
 
 def _pad_right(rows: Sequence[_Token], pad_id: int, device: torch.device) -> Rows:
@@ -299,103 +265,3 @@ def _mask_ending_together(
     first = key_count - torch.from_numpy(lengths).to(device)
     seen: Tensor = (columns <= latest[:, None]) & (columns >= first[:, None, None])
     return seen[:, None]
-
-
-class _Lay(torch.autograd.Function):
-    """Blocks.lay with its gradient: nothing reads a filler, so it has none."""
-
-    @staticmethod
-    def forward(ctx: Any, entries: Tensor, blocks: Blocks) -> Tensor:
-        ctx.blocks = blocks
-        return blocks.lay(entries)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.blocks.collect(gradients[0]), None  # type: ignore[attr-defined]
-
-
-class _Collect(torch.autograd.Function):
-    """Blocks.collect with its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, places: Tensor, blocks: Blocks) -> Tensor:
-        ctx.blocks = blocks
-        return blocks.collect(places)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.blocks.lay_gradient(gradients[0]), None  # type: ignore[attr-defined]
-
-
-def _lay(entries: Tensor, blocks: Blocks) -> Tensor:
-    laid: Tensor = _Lay.apply(entries, blocks)  # type: ignore[no-untyped-call]
-    return laid
-
-
-def _collect(places: Tensor, blocks: Blocks) -> Tensor:
-    collected: Tensor = _Collect.apply(places, blocks)  # type: ignore[no-untyped-call]
-    return collected
-
-
-def _attend_packed(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    packed_attention: Attention,
-    packed_cache: DynamicCache | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attend within rows; an attention function of transformers' interface.
-
-    Args:
-        module: The attention module.
-        query: (1, heads, entries, features), as `key` and `value`.
-        key: What queries are compared with.
-        value: What is averaged.
-        attention_mask: None.
-        packed_attention: Where the rows are.
-        packed_cache: Gets the rows' keys and values if given; all must be in one block.
-        sliding_window: How many keys a query sees, itself included; all if None. Rows that share
-            beginnings must not be longer.
-        kwargs: What the model's own attention gets.
-    """
-    keys, queries = packed_attention.keys, packed_attention.queries
-    query_blocks, key_blocks, value_blocks = (
-        blocks.split(_lay(states[0].transpose(0, 1), blocks))
-        for states, blocks in ((query, queries), (key, keys), (value, keys))
-    )
-    masks: Sequence[Tensor | None] = packed_attention.masks
-    if masks:
-        (key_rows,), (value_rows,) = key_blocks, value_blocks
-        if packed_cache is not None:
-            packed_cache.update(
-                key_rows.transpose(1, 2), value_rows.transpose(1, 2), module.layer_idx
-            )
-        rows_of_block = packed_attention.rows_of_block
-        key_blocks = [key_rows.index_select(0, rows) for rows in rows_of_block]
-        value_blocks = [value_rows.index_select(0, rows) for rows in rows_of_block]
-    else:
-        masks = [_sliding_mask(sliding_window, size, query.device) for _, size in keys.shapes]
-    outputs = [
-        sdpa_attention_forward(
-            module, *(block.transpose(1, 2) for block in blocks), mask, **kwargs
-        )[0].flatten(0, 1)
-        for *blocks, mask in zip(query_blocks, key_blocks, value_blocks, masks, strict=True)
-    ]
-    places = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return _collect(places, queries)[None], None
-
-
-def _sliding_mask(window: int | None, longest: int, device: torch.device) -> Tensor | None:
-    """Return which keys (1, 1, queries, keys) a row of `longest` sees; None for all."""
-    if window is None or longest <= window:
-        return None
-    ages = torch.arange(longest, device=device)[:, None] - torch.arange(longest, device=device)
-    return ((ages >= 0) & (ages < window))[None, None]
-
-
-AttentionInterface.register(_ATTENTION, _attend_packed)

@@ -65,10 +65,11 @@ def test_a_document_of_one_token_makes_no_example(packing: Packing) -> None:
 
 def test_a_pass_predicts_every_next_token_and_no_padding(base: BaseModel) -> None:
     inputs = lay_out(base, [((1, 5, 6, 2), (1, 7)), ((1, 8, 2),)])
-    assert inputs.rows.token_ids.tolist() == [[1, 5, 6, 2, 1, 7, 1, 8, 2]]
-    assert [entries.tolist() for entries in inputs.entries_of] == [[0, 1, 2, 3, 4, 5], [6, 7, 8]]
-    assert [places.tolist() for places in inputs.places_of] == [[0, 1, 2, 3, 4, 5], [0, 1, 2]]
-    assert inputs.predicting.tolist() == [0, 1, 2, 4, 6, 7]
+    # Nothing is predicted from an example's last token, so it is not read.
+    assert inputs.rows.token_ids.tolist() == [[1, 5, 6, 1, 1, 8]]
+    assert [entries.tolist() for entries in inputs.entries_of] == [[0, 1, 2, 3], [4, 5]]
+    assert [places.tolist() for places in inputs.places_of] == [[0, 1, 2, 3], [0, 1]]
+    assert inputs.predicting.tolist() == [0, 1, 2, 3, 4, 5]
     assert inputs.labels.tolist() == [5, 6, 2, 7, 8, 2]
     # The first slot's four predictions weigh a quarter each, the second's two a half.
     assert inputs.weights.tolist() == [0.25] * 4 + [0.5] * 2
@@ -81,8 +82,8 @@ def test_padded_rows_predict_the_same_from_other_places(
 ) -> None:
     monkeypatch.setattr(reading, "reads_packed", lambda _model: False)
     inputs = lay_out(base, [((1, 5, 6, 2), (1, 7)), ((1, 8, 2),)])
-    assert inputs.rows.token_ids.tolist() == [[1, 5, 6, 2], [1, 7, 0, 0], [1, 8, 2, 0]]
-    assert [places.tolist() for places in inputs.places_of] == [[0, 1, 2, 3, 4, 5], [0, 1, 2]]
-    assert [len(entries) for entries in inputs.entries_of] == [8, 4]
-    assert inputs.predicting.tolist() == [0, 1, 2, 4, 8, 9]
+    assert inputs.rows.token_ids.tolist() == [[1, 5, 6], [1, 0, 0], [1, 8, 0]]
+    assert [places.tolist() for places in inputs.places_of] == [[0, 1, 2, 3], [0, 1]]
+    assert [len(entries) for entries in inputs.entries_of] == [6, 3]
+    assert inputs.predicting.tolist() == [0, 1, 2, 3, 6, 7]
     assert inputs.labels.tolist() == [5, 6, 2, 7, 8, 2]

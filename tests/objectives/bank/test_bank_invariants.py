@@ -183,7 +183,7 @@ def test_what_no_trial_trains_is_exactly_zero_after_every_event(
                 bank._adapters.first_moments,
                 bank._adapters.second_moments,
             )
-            held = torch.stack([tensor[slot] for tensor in tensors])
+            held = torch.stack([tensor[bank._adapters.place(slot)] for tensor in tensors])
             if (trial := play.trial_of.get(slot)) is not None:
                 positions = bank.layout.positions(trial.recipe.target_modules)
                 held[:, : trial.recipe.rank, bank.layout.columns(positions)] = 0

@@ -32,8 +32,9 @@ def is_same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
 def everything_in(bank: Bank, slot: int) -> Tensor:
     """Return all numbers a slot holds, its padding included, as (3, ranks, width)."""
     adapters = bank._adapters
+    place = adapters.place(slot)
     return torch.stack(
-        [adapters.weights[slot], adapters.first_moments[slot], adapters.second_moments[slot]]
+        [adapters.weights[place], adapters.first_moments[place], adapters.second_moments[place]]
     )
 
 
@@ -57,13 +58,15 @@ def test_epochs_and_steps_are_counted_and_reported(
 
 def test_padding_is_counted_against_the_largest_slot_of_the_group(base: BaseModel) -> None:
     bank = Bank(base, slots=3, max_rank=4)
-    bank.admit(0, RECIPE, lambda _: ["w1 w2", "w1"], seed=0)  # 4 and 3 tokens with BOS and EOS
-    bank.admit(1, RECIPE, lambda _: ["w1 w2 w3"], seed=0)  # 5 tokens
+    # With BOS and EOS 4 and 3 tokens, of which all but the last are read.
+    bank.admit(0, RECIPE, lambda _: ["w1 w2", "w1"], seed=0)
+    bank.admit(1, RECIPE, lambda _: ["w1 w2 w3"], seed=0)
     bank.admit(2, dataclasses.replace(RECIPE, rank=1), lambda _: ["w1 w2"], seed=0)
     bank.step()
-    assert bank.progress(0).padding_tokens == 0
-    assert bank.progress(1).padding_tokens == 7 - 5
-    assert bank.progress(2).padding_tokens == 0, "its rank is less than half of the others'"
+    assert [bank.progress(slot).padding_tokens for slot in range(3)] == [0, 5 - 4, 5 - 3]
+    # Of three slots of 5 tokens and rank 4, what their own tokens and ranks need.
+    assert RECIPE.rank == 4
+    assert bank.padding_share == pytest.approx(1 - (5 * 4 + 4 * 4 + 3 * 1) / (3 * 5 * 4))
 
 
 def test_the_learning_rate_rises_with_the_steps_taken(

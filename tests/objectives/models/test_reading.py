@@ -111,7 +111,7 @@ def read_alone(base: BaseModel, row: Row) -> Tensor:
 def assert_rows_are_read_as_alone(base: BaseModel, rows: Sequence[Row], laid: Rows) -> None:
     with torch.no_grad():
         for row, logits in zip(rows, read(base, laid), strict=True):
-            torch.testing.assert_close(logits, read_alone(base, row), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(logits, read_alone(base, row), atol=5e-5, rtol=5e-5)
 
 
 @settings(deadline=None, max_examples=50)
