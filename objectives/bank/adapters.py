@@ -181,7 +181,7 @@ class _LaidInputs:
     def of(self, inputs: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Return each block (slots, tokens, in) of inputs (.., in)."""
         if self._last is None or self._last[0] is not inputs:
-            laid = self.blocks.lay(inputs.detach().flatten(0, -2).to(dtype))
+            laid = self.blocks.lay(_entries(inputs.detach(), dtype))
             self._last = inputs, self.blocks.split(laid)
         return self._last[1]
 
@@ -217,7 +217,7 @@ def _add_forward(
         torch.bmm(block, own.down.transpose(1, 2)).mul_(own.scales)
         for block, own in zip(inputs, adapters, strict=True)
     ]
-    total = output.flatten(0, -2).to(inner[0].dtype)
+    total = _entries(output, inner[0].dtype)
     if blocks.gather is None and len(adapters) == 1:
         total = torch.baddbmm(blocks.split(total)[0], inner[0], adapters[0].up)
     else:
@@ -228,6 +228,12 @@ def _add_forward(
         members = blocks.members
         total = added.add_(total) if members is None else total.index_add(0, members, added)
     return total.view(output.shape).to(output.dtype), inner
+
+
+def _entries(states: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return (.., features) as (entries, features) of a dtype."""
+    entries = states.flatten(0, -2)
+    return entries if entries.dtype == dtype else entries.to(dtype)
 
 
 class _AddAdapters(torch.autograd.Function):
@@ -263,7 +269,7 @@ class _AddAdapters(torch.autograd.Function):
         count = len(adapters)
         saved = ctx.saved_tensors
         reads, inners, masks = saved[:count], saved[count : 2 * count], saved[2 * count :]
-        outers = blocks.split(blocks.lay_gradient(gradient.flatten(0, -2).to(inners[0].dtype)))
+        outers = blocks.split(blocks.lay_gradient(_entries(gradient, inners[0].dtype)))
         needs_input = ctx.needs_input_grad[1]
         padded = reads[0].new_empty(blocks.padded_entries * needs_input, reads[0].shape[-1])
         places = blocks.split(padded) if needs_input else [None] * count

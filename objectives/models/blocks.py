@@ -67,8 +67,9 @@ class Blocks:
 
     def split(self, places: Tensor) -> list[Tensor]:
         """Return each block (groups, entries per group, ..) of (places, ..) as a view."""
-        sizes = [groups * size for groups, size in self.shapes]
-        pieces = [places] if len(sizes) == 1 else places.split_with_sizes(sizes)
+        if len(self.shapes) == 1:
+            return [places.view(*self.shapes[0], *places.shape[1:])]
+        pieces = places.split_with_sizes([groups * size for groups, size in self.shapes])
         return [
             piece.view(*shape, *places.shape[1:])
             for piece, shape in zip(pieces, self.shapes, strict=True)
