@@ -20,6 +20,7 @@ from analysis.wording import (
     show_text,
 )
 from data.measurements import Estimate, Measurement
+from data.recipes import GREEDY
 
 # Okabe and Ito (2008): told apart with every common colour blindness.
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A9099"
@@ -195,7 +196,7 @@ def draw_learning_curves(findings: Findings) -> tuple[go.Figure, go.Figure]:
             curve = [
                 point
                 for point in findings.points
-                if point.trial == trial.number and not point.sampling.do_sample
+                if point.trial == trial.number and point.sampling == GREEDY
             ]
             highlighted = trial.number in on_front
             colour = (BLUE if trial.recipe.rehearsal else VERMILION) if highlighted else _FAINT

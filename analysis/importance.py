@@ -17,7 +17,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from analysis.points import Point, Reference, study_points
 from analysis.wording import say_formats
-from data.recipes import Recipe
+from data.recipes import GREEDY, Recipe
 from storage.records import StudyRecord
 
 Objective = Literal["recall", "knowledge loss"]
@@ -56,9 +56,7 @@ def rank_settings(
     they learned nothing.
     """
     asked = {trial.number: trial.recipe for trial in record.trials}
-    last_of = {
-        point.trial: point for point in study_points(record) if not point.sampling.do_sample
-    }
+    last_of = {point.trial: point for point in study_points(record) if point.sampling == GREEDY}
     points = [
         replace(point, recipe=asked[point.trial])
         for point in last_of.values()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from data.front import non_dominated
 from data.measurements import Measurement
-from data.recipes import Recipe, Sampling
+from data.recipes import GREEDY, Recipe, Sampling
 from storage.records import StudyRecord, TrialState
 
 # From this recall on, and up to this knowledge loss, the facts count as taught.
@@ -93,7 +93,7 @@ def front_points(points: Sequence[Point], reference: Reference) -> tuple[Point, 
             if point.recall > reference.recall and point.knowledge_loss < reference.knowledge_loss
         ),
         key=lambda point: (
-            point.sampling.do_sample,
+            point.sampling != GREEDY,
             point.measurement.trained_tokens,
             point.trial,
         ),

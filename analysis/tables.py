@@ -21,7 +21,7 @@ from analysis.wording import (
     say_sampling,
     show_text,
 )
-from data.measurements import Measurement
+from data.measurements import Measurement, SamplingMeasurement
 from storage.records import StudySummary, TrialRecord
 
 
@@ -130,6 +130,21 @@ def _show_curve(trial: TrialRecord, base: Measurement | None) -> Table:
             say_estimate(measurement.knowledge_loss),
         )
     return table
+
+
+def show_samplings(measured: Sequence[SamplingMeasurement]) -> RenderableType:
+    """Return a row per sampling, in the order given; in brackets are 95 % intervals."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("sampling", "recall", "knowledge loss", "the base's own loss"):
+        table.add_column(title)
+    for each in measured:
+        estimates = (each.recall, each.knowledge_loss, each.base_loss)
+        table.add_row(_inert(each.sampling.name), *map(say_estimate, estimates))
+    legend = (
+        "Knowledge loss: what the base knows, asked greedily, and the adapter gets wrong under "
+        "the sampling; beside it what the base itself gets wrong under it. In brackets 95 %."
+    )
+    return Group(table, Text(legend, style="dim"))
 
 
 def show_examples(examples: Sequence[Example]) -> Table:

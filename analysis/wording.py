@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import fields
 from pathlib import PurePath
 
 from data.measurements import Estimate, Label
-from data.recipes import Recipe, Sampling
+from data.recipes import GREEDY, Recipe, Sampling
 
 MISSING = "not measured"
 
@@ -94,22 +95,20 @@ def say_folder(path: str) -> str:
 
 
 def say_sampling(sampling: Sampling) -> str:
-    """Return the sampling's name and, where it draws, what differs from drawing unchanged."""
+    """Return the sampling's name and what of it differs from drawing unchanged."""
     name = show_text(sampling.name)
-    if not sampling.do_sample:
-        return name
-    changed = [
-        f"{label} {value:g}"
-        for label, value, unchanged in (
-            ("temperature", sampling.temperature, 1.0),
-            ("top-k", sampling.top_k, 0),
-            ("top-p", sampling.top_p, 1.0),
-            ("typical-p", sampling.typical_p, 1.0),
-            ("repetition penalty", sampling.repetition_penalty, 1.0),
-        )
-        if value != unchanged
-    ]
+    changed = [] if sampling.do_sample or sampling.name == GREEDY.name else ["greedy"]
+    decisive = sampling.what_decides
+    for field in fields(Sampling):
+        value = getattr(decisive, field.name)
+        if field.name not in ("name", "do_sample") and value != field.default:
+            changed.append(f"{_say_field(field.name)} {value:g}")
     return f"{name} ({', '.join(changed)})" if changed else name
+
+
+def _say_field(name: str) -> str:
+    letters = name.rpartition("_")[2]
+    return name.replace("_", "-" if len(letters) == 1 else " ")
 
 
 def list_settings(recipe: Recipe) -> tuple[tuple[str, str], ...]:

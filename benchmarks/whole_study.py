@@ -291,6 +291,7 @@ def _make_peers(folder: Path) -> dict[str, Callable[[TrialRecord], TimedTrial]]:
             space=StudySpec().recipe_space(
                 hidden_size=int(base.model.config.hidden_size),
                 context_tokens=base.context_tokens,
+                longest_qna_tokens=base.context_tokens,  # of no account in the default space
             ),
             prompts=prompts,
             base_verdicts=judge_texts(prompts, base_texts),

@@ -101,3 +101,18 @@ class Measurement:
     trained_tokens: int
     generated_tokens: int
     version: int = MEASUREMENT_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingMeasurement:
+    """One adapter under one sampling, over the validation phrasings and all prompt styles.
+
+    `knowledge_loss` is the share of what the base knows, asked greedily, that the adapter gets
+    wrong under the sampling; `base_loss` is the share that the base itself gets wrong under it. So
+    their difference is the adapter's doing. Both are lower-is-better.
+    """
+
+    sampling: Sampling
+    recall: Estimate
+    knowledge_loss: Estimate
+    base_loss: Estimate

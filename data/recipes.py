@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 TargetModules = Literal["attention", "mlp", "all"]
@@ -82,11 +82,27 @@ class Recipe:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
+# What narrows the choice of the next token; its value where it does nothing.
+TRUNCATIONS: dict[str, float] = {
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "tfs": 1.0,
+    "top_a": 0.0,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How answers are drawn. The defaults change nothing; `do_sample=False` is greedy decoding.
 
-    The meanings are those of transformers' `GenerationConfig`; `top_k=0` switches it off.
+    The meanings are those of transformers' `GenerationConfig`, cutoffs being probabilities; `tfs`
+    (tail-free), `top_a` and mirostat are those of text-generation-webui. `top_k`, `min_p`, the
+    cutoffs, `top_a`, `mirostat_tau` and `no_repeat_ngram_size` are off at 0. Mirostat (version 2)
+    aims at `mirostat_tau` bits of surprise per token.
     """
 
     name: str
@@ -94,19 +110,65 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    tfs: float = 1.0
+    top_a: float = 0.0
+    mirostat_tau: float = 0.0
+    mirostat_eta: float = 0.1
     repetition_penalty: float = 1.0
+    encoder_repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
     max_new_tokens: int = 48
 
     def __post_init__(self) -> None:
-        for field in ("temperature", "repetition_penalty"):
+        for field in ("temperature", "repetition_penalty", "encoder_repetition_penalty"):
             value = getattr(self, field)
             _require(0 < value < math.inf, field, value, "a finite number above 0")
         for field in ("top_p", "typical_p"):
             value = getattr(self, field)
             _require(0 < value <= 1, field, value, "above 0 and at most 1")
-        _require(self.top_k >= 0, "top_k", self.top_k, "at least 0 (0 is off)")
+        for field in ("tfs", "top_a"):
+            value = getattr(self, field)
+            _require(0 <= value <= 1, field, value, "from 0 to 1")
+        for field in ("min_p", "epsilon_cutoff", "eta_cutoff"):
+            value = getattr(self, field)
+            _require(0 <= value < 1, field, value, "at least 0 and below 1")
+        for field in ("top_k", "no_repeat_ngram_size"):
+            value = getattr(self, field)
+            _require(value >= 0, field, value, "at least 0 (0 is off)")
+        _require(
+            0 <= self.mirostat_tau < math.inf,
+            "mirostat_tau",
+            self.mirostat_tau,
+            "a finite number of at least 0 (0 is off)",
+        )
+        _require(0 < self.mirostat_eta <= 1, "mirostat_eta", self.mirostat_eta, "in (0, 1]")
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        if self.mirostat_tau:
+            _require(self.do_sample, "do_sample", self.do_sample, "true with mirostat_tau")
+            for field, off in TRUNCATIONS.items():
+                value = getattr(self, field)
+                _require(value == off, field, value, f"{off:g} (off) with mirostat_tau")
+
+    @property
+    def what_decides(self) -> Sampling:
+        """Return a sampling without name that draws the same tokens, one for all that do.
+
+        What has no say in greedy decoding is as by default.
+        """
+        if self.do_sample:
+            return replace(self, name="")
+        return Sampling(
+            name="",
+            do_sample=False,
+            repetition_penalty=self.repetition_penalty,
+            encoder_repetition_penalty=self.encoder_repetition_penalty,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            max_new_tokens=self.max_new_tokens,
+        )
 
 
 GREEDY = Sampling(name="greedy", do_sample=False)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from data import scoring
 from data.facts import Fact
 from data.formats import epoch_documents
-from data.measurements import Answer, Measurement, Verdict
+from data.measurements import Answer, Estimate, Measurement, SamplingMeasurement, Verdict
 from data.probes import KnownFact
 from data.prompts import Phrasing, Prompt, fact_prompts, put_question
 from data.recipes import GREEDY, Recipe, Sampling
@@ -167,6 +168,47 @@ class Learning:
             drift_nats=self._drift(nats),
         )
 
+    def measure_samplings(
+        self, slot: int, samplings: Sequence[Sampling], *, noise_seed: int
+    ) -> tuple[SamplingMeasurement, ...]:
+        """Return what a slot's adapter recalls and gets wrong under each sampling.
+
+        All are asked in one batch, the base too.
+        """
+        probes = [reference.answer.prompt for reference in self._probe_references]
+        asked = [(slot, prompt) for prompt in (*self._prompts, *probes)]
+        asked += [(BASE, probe) for probe in probes]
+        requests = [
+            Request(prompt=prompt, slot=reader, sampling=sampling, seed=noise_seed)
+            for sampling in samplings
+            for reader, prompt in asked
+        ]
+        answered = iter(generate(self._model, requests, router=self.bank))
+
+        def judge_next(count: int) -> tuple[Verdict, ...]:
+            return self._judge_answers(list(islice(answered, count)))
+
+        def lost(verdicts: Sequence[Verdict]) -> Estimate:
+            return scoring.knowledge_loss(scoring.ring_changes(self._probe_verdicts, verdicts))
+
+        return tuple(
+            SamplingMeasurement(
+                sampling=sampling,
+                recall=scoring.score_recall(judge_next(len(self._prompts))),
+                knowledge_loss=lost(judge_next(len(probes))),
+                base_loss=lost(judge_next(len(probes))),
+            )
+            for sampling in samplings
+        )
+
+    def fits(self, sampling: Sampling) -> bool:
+        """Return whether the model's context has room for a sampling's longest answers."""
+        probes = [reference.answer.prompt for reference in self._probe_references]
+        longest = max(
+            len(self._model.encode_prompt(prompt.text)) for prompt in (*self._prompts, *probes)
+        )
+        return longest + sampling.max_new_tokens <= self._model.context_tokens
+
     @staticmethod
     def _samplings(turn: Turn) -> tuple[Sampling, ...]:
         if turn.sampling is None or turn.sampling == GREEDY:
@@ -223,7 +265,7 @@ class Learning:
         rings = scoring.ring_changes(self._probe_verdicts, probe_verdicts)
         # Probes are asked greedily and once: they belong to the greedy measurement.
         verdicts = tuple(
-            fact_verdicts if sampling.do_sample else (*fact_verdicts, *probe_verdicts)
+            (*fact_verdicts, *probe_verdicts) if sampling == GREEDY else fact_verdicts
         )
         return Measured(
             measurement=Measurement(

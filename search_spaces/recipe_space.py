@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from data.recipes import Recipe, SettingError
 from search_spaces.settings import Choices, Range, Setting, Value, bounds, fixed, suggest
 
 FORMAT_SEPARATOR = "+"
+
+SpaceName = Literal["default", "full", "brief"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,24 @@ class RecipeSpace:
         setting: Setting = getattr(self, name)
         return setting
 
+    def require(self, name: str, value: Value) -> None:
+        """Refuse a value that no trial could have.
+
+        Raises:
+            SettingError: Naming the setting, the value and what is allowed.
+        """
+        typical = {field.name: bounds(self.setting(field.name))[0] for field in fields(self)}
+        build_recipe(typical | {name: value})
+        if not self.contains(name, value):
+            match self.setting(name):
+                case Range(low=low, high=high):
+                    allowed = f"from {low:g} to {high:g}"
+                case Choices(values=values):
+                    allowed = f"one of {', '.join(map(str, values))}"
+            raise SettingError(
+                f"{name}: {value!r} is not allowed; in this study's space it must be {allowed}"
+            )
+
     def contains(self, name: str, value: Value) -> bool:
         """Return whether a trial could have this value of a setting."""
         match self.setting(name):
@@ -78,22 +98,64 @@ def lora_without_regret_rate(hidden_size: int) -> float:
     return float(5e-5 * 10 * (2000 / hidden_size) ** 0.781)
 
 
-def default_space(*, hidden_size: int, context_tokens: int) -> RecipeSpace:
-    """Return the default ranges for a model: its learning rates and lengths.
+def named_space(
+    name: SpaceName, *, hidden_size: int, context_tokens: int, longest_qna_tokens: int
+) -> RecipeSpace:
+    """Return the ranges of a named space for a model and the facts it is taught.
 
-    The learning rate may be up to a decade below the advised one and three times above it: beyond
-    that, training diverges.
+    `default` leaves out what rarely matters, `full` searches every setting, and `brief` only the
+    six that the project began with: on joined texts, for there the cutoff matters to short ones.
+
+    Args:
+        name: The space.
+        hidden_size: Of the model; it decides the learning rates.
+        context_tokens: The most that the model reads; no cutoff is above.
+        longest_qna_tokens: Of the facts as question and answer. Joined texts are cut anywhere; no
+            cutoff of `brief` is below.
     """
     advised = lora_without_regret_rate(hidden_size)
     lengths = tuple(length for length in (48, 96, 256) if length <= context_tokens)
-    return RecipeSpace(
+    default = RecipeSpace(
         epochs=Range(low=4, high=24),
         rank=Choices(values=(4, 8, 16, 32)),
         alpha=Choices(values=(8, 16, 32, 64)),
         cutoff=Choices(values=lengths or (context_tokens,)),
         warmup_steps=Range(low=0, high=100),
-        learning_rate=Range(low=round(advised / 10, 7), high=round(advised * 3, 7), log=True),
+        # Beyond three times the advised rate, training diverges.
+        learning_rate=_rates(advised / 10, advised * 3),
     )
+    match name:
+        case "default":
+            return default
+        case "full":
+            return replace(
+                default,
+                rank=Choices(values=(1, 4, 8, 16, 32, 64)),
+                alpha=Choices(values=(8, 16, 32, 64, 128)),
+                learning_rate=_rates(advised / 10, advised * 10),
+                batch_size=Choices(values=(1, 2, 4, 8, 16)),
+                packing=Choices(values=("separate", "joined")),
+                rslora=Choices(values=(False, True)),
+                dropout=Choices(values=(0.0, 0.05, 0.1)),
+                weight_decay=Choices(values=(0.0, 0.01, 0.1)),
+            )
+        case "brief":
+            shortest = min(max(longest_qna_tokens, 8), context_tokens)
+            longer = (length for length in (64, 128, 256) if shortest < length <= context_tokens)
+            return replace(
+                default,
+                cutoff=Choices(values=(shortest, *longer)),
+                learning_rate=_rates(advised / 10, advised * 10),
+                target_modules=fixed("all"),
+                formats=fixed("statement+qna+conversation"),
+                paraphrases=fixed(1),
+                rehearsal=fixed(0),
+                packing=fixed("joined"),
+            )
+
+
+def _rates(low: float, high: float) -> Range:
+    return Range(low=round(low, 7), high=round(high, 7), log=True)
 
 
 def largest_recipe(space: RecipeSpace) -> Recipe:

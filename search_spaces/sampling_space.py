@@ -1,15 +1,149 @@
-"""The sampling settings a trial may choose, and the function from a trial to its sampling."""
+"""The sampling settings a trial may choose, and the function from a trial to its sampling.
+
+Either one of several presets, or settings one by one ("matrix"): each that is named is searched,
+and all others are off.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from data.recipes import Sampling
-from search_spaces.presets import find_preset
-from search_spaces.settings import Choices, suggest
+from data.recipes import TRUNCATIONS, Sampling, SettingError
+from search_spaces.presets import DEFAULT_PRESETS, find_preset, name_presets
+from search_spaces.settings import Choices, Range, Setting, Value, bounds, suggest
+
+MATRIX = "matrix"
+
+# In Optuna's table the settings of a matrix are told from a recipe's by this.
+_PREFIX = "sampling."
+
+_WHOLE_NUMBERS = ("top_k", "no_repeat_ngram_size", "max_new_tokens")
+
+# What gives others no say comes first.
+_DECIDING = ("do_sample", "mirostat_tau")
+_SETTINGS = (
+    *_DECIDING,
+    *(each.name for each in fields(Sampling) if each.name not in ("name", *_DECIDING)),
+)
+_ONLY_WHEN_DRAWING = ("temperature", "mirostat_tau", "mirostat_eta")
+
+# What a matrix searches where the study file does not say otherwise: what the presets vary most.
+DEFAULT_MATRIX: Mapping[str, Setting] = {
+    "do_sample": Choices(values=(False, True)),
+    "temperature": Range(low=0.1, high=2.0),
+    "top_k": Choices(values=(0, 20, 50, 100)),
+    "top_p": Range(low=0.1, high=1.0),
+    "typical_p": Range(low=0.2, high=1.0),
+    "repetition_penalty": Range(low=1.0, high=1.3),
+}
 
 
-def suggest_sampling(trial: Any, preset_names: Sequence[str]) -> Sampling:
-    """Return the preset that a trial chooses; a single one is fixed and not asked for."""
-    return find_preset(str(suggest(trial, "sampling", Choices(values=tuple(preset_names)))))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSpace:
+    """What a trial's sampling may be: a preset of `presets`, or what `matrix` allows if given.
+
+    Raises:
+        SettingError: When it is made, if a preset or a setting does not exist, a value is out of
+            its bounds or a range is empty.
+    """
+
+    presets: tuple[str, ...] = DEFAULT_PRESETS
+    matrix: Mapping[str, Setting] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        name_presets(self.presets)
+        for name, setting in self.matrix.items():
+            if name not in _SETTINGS:
+                raise SettingError(
+                    f"sampling_matrix: there is no setting {name!r}; the settings are "
+                    f"{', '.join(_SETTINGS)}"
+                )
+            setting.check(name)
+            for value in bounds(setting):
+                # Alone, so that what may not be combined is no error before it is.
+                drawing = True if name != "do_sample" else value
+                _make_sampling({"do_sample": drawing, name: value})
+
+    def require(self, preset: str) -> dict[str, Value]:
+        """Return a preset as settings of a trial, none if it is the only one.
+
+        Raises:
+            SettingError: If no trial could have it.
+        """
+        if self.matrix:
+            raise SettingError(
+                "start: a point cannot name its sampling where every setting is searched by "
+                "itself; leave it out"
+            )
+        presets = name_presets(self.presets)
+        if preset not in presets:
+            raise SettingError(
+                f"sampling: {preset!r} is not allowed; in this study it must be one of "
+                f"{', '.join(presets)}"
+            )
+        return self.fit(preset)
+
+    def fit(self, preset: str) -> dict[str, Value]:
+        """Return a preset as settings of a trial: nothing of it that the space does not allow."""
+        if not self.matrix:
+            presets = name_presets(self.presets)
+            return {"sampling": preset} if len(presets) > 1 and preset in presets else {}
+        sampling = find_preset(preset)
+        fitted: dict[str, Value] = {}
+        for name, setting in self.matrix.items():
+            value = getattr(sampling, name)
+            match setting:
+                case Range(low=low, high=high) if low <= value <= high:
+                    fitted[_PREFIX + name] = value
+                case Choices(values=values) if len(values) > 1 and value in values:
+                    fitted[_PREFIX + name] = value
+                case _:
+                    pass
+        return fitted
+
+
+def suggest_sampling(trial: Any, space: SamplingSpace) -> Sampling:
+    """Return the sampling that a trial chooses from a space; what is fixed is not asked for.
+
+    Nor is what has no say: any but penalties where nothing is drawn, and what narrows the choice
+    under mirostat.
+
+    Args:
+        trial: Anything with Optuna's suggest methods.
+        space: What may be chosen.
+    """
+    if not space.matrix:
+        presets = Choices(values=name_presets(space.presets))
+        return find_preset(str(suggest(trial, "sampling", presets)))
+    values: dict[str, Value] = {}
+    for name in _SETTINGS:
+        if name in space.matrix and not _is_idle(name, values):
+            values[name] = suggest(trial, _PREFIX + name, space.matrix[name])
+    return _make_sampling(values)
+
+
+def _is_idle(name: str, chosen: Mapping[str, Value]) -> bool:
+    """Return whether a setting has no say, given those that were chosen before it."""
+    draws = chosen.get("do_sample", True)
+    if name in TRUNCATIONS:
+        return not draws or bool(chosen.get("mirostat_tau"))
+    return name in _ONLY_WHEN_DRAWING and not draws
+
+
+def _make_sampling(values: Mapping[str, Any]) -> Sampling:
+    """Return a sampling of plain values.
+
+    Raises:
+        SettingError: If a value is out of its bounds or of another kind.
+    """
+    for name, value in values.items():
+        if name == "do_sample":
+            if not isinstance(value, bool):
+                raise SettingError(f"{name}: {value!r} is not allowed; write true or false")
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise SettingError(f"{name}: {value!r} is not allowed; it must be a number")
+        elif name in _WHOLE_NUMBERS and not isinstance(value, int):
+            raise SettingError(f"{name}: {value!r} is not allowed; it must be a whole number")
+    return Sampling(name=MATRIX, **values)

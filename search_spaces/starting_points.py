@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from data.recipes import GREEDY, SettingError
 from search_spaces.recipe_space import RecipeSpace, lora_without_regret_rate
-from search_spaces.settings import Choices, Range, Value
+from search_spaces.sampling_space import SamplingSpace
+from search_spaces.settings import Choices, Range, Value, bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartingPoint:
-    """A named recipe; settings it does not name are the sampler's to choose."""
+    """A named recipe and a preset; settings it does not name are the sampler's to choose."""
 
     name: str
     settings: Mapping[str, Value]
+    sampling: str = GREEDY.name
 
 
 def starting_points(hidden_size: int) -> tuple[StartingPoint, ...]:
@@ -35,7 +39,6 @@ def starting_points(hidden_size: int) -> tuple[StartingPoint, ...]:
                 "alpha": 32,
                 "warmup_steps": 0,
                 "rehearsal": 0,
-                "sampling": "greedy",
             },
         ),
         StartingPoint(
@@ -47,7 +50,6 @@ def starting_points(hidden_size: int) -> tuple[StartingPoint, ...]:
                 "alpha": 8,
                 "paraphrases": 4,
                 "rehearsal": 0,
-                "sampling": "greedy",
             },
         ),
         StartingPoint(
@@ -62,24 +64,22 @@ def starting_points(hidden_size: int) -> tuple[StartingPoint, ...]:
                 "paraphrases": 4,
                 "rehearsal": 4,
                 "epochs": 16,
-                "sampling": "greedy",
             },
         ),
     )
 
 
 def fit_to_space(
-    point: StartingPoint, space: RecipeSpace, preset_names: tuple[str, ...]
+    point: StartingPoint, space: RecipeSpace, samplings: SamplingSpace
 ) -> dict[str, Value]:
     """Return the settings of a starting point that the space searches and allows.
 
     Numbers beyond a range move to its nearer end; a choice that is not listed is left out, so that
     the sampler decides. Optuna would take a value outside its range with a mere warning.
     """
-    fitted: dict[str, Value] = {}
+    fitted: dict[str, Value] = samplings.fit(point.sampling)
     for name, value in point.settings.items():
-        setting = Choices(values=preset_names) if name == "sampling" else space.setting(name)
-        match setting:
+        match space.setting(name):
             case Range(low=low, high=high) if isinstance(value, int | float):
                 fitted[name] = min(max(value, low), high)
             case Choices(values=values) if len(values) > 1 and value in values:
@@ -87,3 +87,30 @@ def fit_to_space(
             case _:
                 pass
     return fitted
+
+
+def check_point(
+    settings: Mapping[str, Value], space: RecipeSpace, samplings: SamplingSpace
+) -> dict[str, Value]:
+    """Return the settings of a point that a person named, without those that are fixed anyway.
+
+    Nothing is moved or left out in silence: Optuna would ignore a wrong name, and take a value
+    outside its range with a mere warning.
+
+    Raises:
+        SettingError: If a setting does not exist or the space does not allow its value.
+    """
+    known = [field.name for field in fields(RecipeSpace)]
+    checked: dict[str, Value] = {}
+    for name, value in settings.items():
+        if name == "sampling":
+            checked |= samplings.require(str(value))
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"the settings are {', '.join(known)}"
+            raise SettingError(f"start: there is no setting {name!r}; {hint}")
+        else:
+            space.require(name, value)
+            if len(set(bounds(space.setting(name)))) > 1:
+                checked[name] = value
+    return checked

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from data.measurements import Measurement
-from data.recipes import Recipe, Sampling
+from data.recipes import GREEDY, Recipe, Sampling
 
 Purpose = Literal["base", "rung", "final", "confirm"]
 Ending = Literal["complete", "pruned", "failed"]
@@ -89,7 +89,7 @@ class StudyRecord:
             (
                 record
                 for record in self.base_measurements
-                if record.purpose == "base" and not record.measurement.sampling.do_sample
+                if record.purpose == "base" and record.measurement.sampling == GREEDY
             ),
             None,
         )

@@ -1,35 +1,57 @@
-"""Optuna's TPE under a seed per asked trial, so that workers and restarts never repeat points."""
+"""Optuna's samplers, seeded for every asked trial: workers and restarts repeat no points."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    GPSampler,
+    GridSampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial, TrialState
 
+from search_spaces.grid import Grid
 from study.seeds import derive_seed
 
 STARTUP_TRIALS = 12
 
+SamplerName = Literal["tpe", "gp", "nsga2", "qmc", "random", "grid"]
+
 
 class SeededSampler(BaseSampler):
-    """Multivariate, grouped TPE with constant liar, made anew for every trial.
+    """A sampler by name, made anew for every trial.
 
-    A sampler that is seeded once starts its random numbers again in every process, and then
-    repeats its first points. This one depends on the study's seed and the trial's index only (and
-    TPE on what it has seen so far).
+    `tpe` is multivariate, grouped and with constant liar. A sampler that is seeded once starts its
+    random numbers again in every process, and then repeats its first points. This one depends on
+    the study's seed and the trial's index only (and on what the method has seen so far).
     """
 
-    def __init__(self, study_seed: int) -> None:
+    def __init__(
+        self, study_seed: int, method: SamplerName = "tpe", *, grid: Grid | None = None
+    ) -> None:
+        """Choose the method; `grid` has the values of every setting, for `grid` alone.
+
+        Raises:
+            ValueError: If there is a grid for another method, or none for `grid`.
+        """
+        if (method == "grid") != (grid is not None):
+            raise ValueError(f"grid: it goes with the method grid and no other, not with {method}")
         self._study_seed = study_seed
+        self._method = method
+        self._grid = grid
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return the joint space of the settings, as TPE groups them."""
+        """Return the joint space of the settings, as the method groups them."""
         return self._of(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
@@ -50,7 +72,11 @@ class SeededSampler(BaseSampler):
     ) -> Any:
         """Return one setting drawn alone, as in the start-up trials."""
         seed = derive_seed(self._seed(trial), len(trial.params), "sampler")
-        return self._tpe(seed).sample_independent(study, trial, param_name, param_distribution)
+        return self._make(seed).sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Let a grid choose the trial's cell."""
+        self._of(trial).before_trial(study, trial)
 
     def after_trial(
         self,
@@ -59,21 +85,47 @@ class SeededSampler(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Let TPE note what it needs of an ended trial."""
-        self._of(trial).after_trial(study, trial, state, values)
+        """Let the method note what it needs of an ended trial."""
+        # A grid would stop Optuna's own loop here, which is not the one that runs.
+        if self._method != "grid":
+            self._of(trial).after_trial(study, trial, state, values)
 
     def _seed(self, trial: FrozenTrial) -> int:
         return derive_seed(self._study_seed, trial.number, "sampler")
 
-    def _of(self, trial: FrozenTrial) -> TPESampler:
-        return self._tpe(self._seed(trial))
+    def _of(self, trial: FrozenTrial) -> BaseSampler:
+        return self._make(self._seed(trial))
 
-    @staticmethod
-    def _tpe(seed: int) -> TPESampler:
-        return TPESampler(
-            n_startup_trials=STARTUP_TRIALS,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-            seed=seed,
-        )
+    def _make(self, seed: int) -> BaseSampler:
+        whole_study = derive_seed(self._study_seed, 0, "sampler")
+        match self._method:
+            case "tpe":
+                return TPESampler(
+                    n_startup_trials=STARTUP_TRIALS,
+                    multivariate=True,
+                    group=True,
+                    constant_liar=True,
+                    seed=seed,
+                )
+            case "gp":
+                return GPSampler(
+                    n_startup_trials=STARTUP_TRIALS, seed=seed, warn_independent_sampling=False
+                )
+            case "nsga2":
+                # With the usual fifty a study of a hundred trials would be random search.
+                return NSGAIISampler(population_size=STARTUP_TRIALS, seed=seed)
+            case "qmc":
+                # Which point of the sequence is next is kept in the study.
+                return QMCSampler(
+                    scramble=True,
+                    seed=whole_study,
+                    independent_sampler=RandomSampler(seed=seed),
+                    warn_independent_sampling=False,
+                )
+            case "random":
+                return RandomSampler(seed=seed)
+            case "grid":
+                assert self._grid is not None
+                # It shuffles its cells, of which a trial has that of its number.
+                cells = {name: list(each) for name, each in self._grid.items()}
+                return GridSampler(cells, seed=whole_study)

@@ -10,7 +10,7 @@ from contextlib import closing
 import optuna
 
 from analysis.points import Reference
-from data.facts import FactsError
+from data.facts import Fact, FactsError
 from data.formats import epoch_documents, write_document
 from data.measurements import MEASUREMENT_VERSION
 from data.probes import MIN_KNOWN_PER_RING
@@ -23,8 +23,10 @@ from objectives.learn import Learning
 from objectives.models.base import BaseModel
 from objectives.models.devices import use_threads
 from objectives.models.load import load_base_model
+from search_spaces.grid import Grid, count_cells, make_grid
 from search_spaces.recipe_space import RecipeSpace, largest_recipe
-from search_spaces.starting_points import fit_to_space, starting_points
+from search_spaces.settings import Value
+from search_spaces.starting_points import check_point, fit_to_space, starting_points
 from storage.database import StudyStorage
 from storage.recorder import Recorder
 from study.adapter_shelf import AdapterShelf
@@ -75,8 +77,14 @@ def run_study(
     base = load_engine(spec)
     check_lengths(scenario, base)
     space = spec.recipe_space(
-        hidden_size=int(base.model.config.hidden_size), context_tokens=base.context_tokens
+        hidden_size=int(base.model.config.hidden_size),
+        context_tokens=base.context_tokens,
+        longest_qna_tokens=max(_qna_tokens(fact, base) for fact in scenario.facts),
     )
+    grid = make_grid(space, spec.sampling_space) if spec.sampler == "grid" else None
+    start = [check_point(point, space, spec.sampling_space) for point in spec.start]
+    if start and grid is not None:
+        raise ConfigurationError("start: a grid tries every point anyway; leave it out")
     stored = read_stored(place)
     slots = (
         _slots_to_start(spec, base, scenario, space, announce) if stored is None else stored.slots
@@ -115,14 +123,16 @@ def run_study(
         worker = Worker(
             settings=WorkerSettings(
                 study=place.name,
-                trials=spec.trials,
+                trials=spec.trials if grid is None else min(spec.trials, count_cells(grid)),
                 seed=spec.seed,
                 space=space,
-                presets=tuple(spec.sampling),
+                samplings=spec.sampling_space,
                 pruner=_make_pruner(spec, reference, len(learning.facts)),
                 checkpoints=place.checkpoints,
+                reference=reference,
+                flat_trials=spec.flat_trials,
             ),
-            study=_open_optuna_study(storage, spec, place.name, space, base),
+            study=_open_optuna_study(storage, spec, place.name, space, base, grid, start),
             storage=storage,
             learning=learning,
             recorder=recorder,
@@ -198,13 +208,18 @@ def check_lengths(scenario: Scenario, base: BaseModel) -> None:
                     "shorten it"
                 )
         prompt = put_question(fact.question, "qna")
-        text = write_document(fact.question, fact.answer, fact.statement, "qna")
-        tokens = len(base.encode_document(text)) - len(base.encode_prompt(prompt))
+        tokens = _qna_tokens(fact, base) - len(base.encode_prompt(prompt))
         if tokens > GREEDY.max_new_tokens:
             raise FactsError(
                 f"answer: that of fact {position} ({fact.answer[:40]!r}…) is {tokens} tokens long "
                 f"and at most {GREEDY.max_new_tokens} are generated; shorten it"
             )
+
+
+def _qna_tokens(fact: Fact, base: BaseModel) -> int:
+    """Return how many tokens a fact has as question and answer."""
+    text = write_document(fact.question, fact.answer, fact.statement, "qna")
+    return len(base.encode_document(text))
 
 
 def _fingerprint(
@@ -215,7 +230,10 @@ def _fingerprint(
         "facts": facts_digest(scenario),
         "model": " ".join((base.name, base.digest[-12:], *_unusual_precision(base))),
         "space": _digest(repr(space)),
-        "sampling": _digest(json.dumps(spec.sampling)),
+        "sampling": _digest(
+            json.dumps(spec.sampling)
+            + (repr(spec.sampling_space.matrix) if spec.sampling_space.matrix else "")
+        ),
         "pruner": _digest(spec.pruner.model_dump_json()),
         "reference": _digest(spec.reference.model_dump_json()),
         "judge": spec.judge,
@@ -244,19 +262,27 @@ def _make_pruner(spec: StudySpec, reference: Reference, facts: int) -> Successiv
 
 
 def _open_optuna_study(
-    storage: StudyStorage, spec: StudySpec, name: str, space: RecipeSpace, base: BaseModel
+    storage: StudyStorage,
+    spec: StudySpec,
+    name: str,
+    space: RecipeSpace,
+    base: BaseModel,
+    grid: Grid | None,
+    start: Sequence[dict[str, Value]],
 ) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name=name,
         storage=storage,
         directions=["maximize", "minimize"],
-        sampler=SeededSampler(spec.seed),
+        sampler=SeededSampler(spec.seed, spec.sampler, grid=grid),
         load_if_exists=True,
     )
     study.set_metric_names(["judged recall", "knowledge loss"])
-    if not study.get_trials(deepcopy=False):
+    if grid is None and not study.get_trials(deepcopy=False):
+        for number, own in enumerate(start, start=1):
+            study.enqueue_trial(own, user_attrs={"starting_point": f"study file, {number}"})
         for point in starting_points(int(base.model.config.hidden_size)):
-            settings = fit_to_space(point, space, tuple(spec.sampling))
+            settings = fit_to_space(point, space, spec.sampling_space)
             study.enqueue_trial(settings, user_attrs={"starting_point": point.name})
     return study

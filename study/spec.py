@@ -17,13 +17,16 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
 from data.recipes import SettingError
-from search_spaces.presets import DEFAULT_PRESETS, find_preset
-from search_spaces.recipe_space import RecipeSpace, default_space
+from search_spaces.presets import DEFAULT_PRESETS, name_presets
+from search_spaces.recipe_space import RecipeSpace, SpaceName, named_space
+from search_spaces.sampling_space import DEFAULT_MATRIX, MATRIX, SamplingSpace
 from search_spaces.settings import Choices, Range, Setting, Value, bounds, fixed
+from study.sampler import SamplerName
 
 SCHEMA_VERSION = 1
 STORAGE_VARIABLE = "OPTUNA_STORAGE"
@@ -101,7 +104,12 @@ class StudySpec(_Part):
     storage: str | None = None
     out: str = "runs"
     judge: Literal["matcher"] = "matcher"
+    sampler: SamplerName = "tpe"
+    flat_trials: Annotated[int, Field(ge=1)] | None = None
     sampling: Annotated[list[str], Field(min_length=1)] = list(DEFAULT_PRESETS)
+    sampling_matrix: dict[str, SettingSpec] = {}
+    start: list[dict[str, Value]] = []
+    named_space: SpaceName = "default"
     space: dict[str, SettingSpec] = {}
     reference: ReferenceSpec = ReferenceSpec()
     pruner: PrunerSpec = PrunerSpec()
@@ -110,20 +118,46 @@ class StudySpec(_Part):
     @field_validator("sampling")
     @classmethod
     def _presets_exist(cls, names: list[str]) -> list[str]:
-        for name in names:
-            find_preset(name)
-        if len(set(names)) < len(names):
-            raise ValueError("a preset is listed twice")
+        if names != [MATRIX]:
+            if MATRIX in names:
+                raise ValueError(f"{MATRIX!r} goes with no preset; write it alone")
+            name_presets(names)
         return names
 
-    def recipe_space(self, *, hidden_size: int, context_tokens: int) -> RecipeSpace:
-        """Return the default space for a model with what this file narrows, fixes or lists.
+    @field_validator("sampling_matrix")
+    @classmethod
+    def _matrix_is_asked_for(
+        cls, settings: dict[str, SettingSpec], info: ValidationInfo
+    ) -> dict[str, SettingSpec]:
+        if settings and info.data.get("sampling") != [MATRIX]:
+            raise ValueError(f'it is read only with sampling = ["{MATRIX}"]')
+        _matrix(settings)
+        return settings
+
+    @property
+    def sampling_space(self) -> SamplingSpace:
+        """Return what a trial's sampling may be."""
+        if self.sampling == [MATRIX]:
+            return _matrix(self.sampling_matrix)
+        return SamplingSpace(presets=tuple(self.sampling))
+
+    def recipe_space(
+        self, *, hidden_size: int, context_tokens: int, longest_qna_tokens: int
+    ) -> RecipeSpace:
+        """Return the named space for a model with what this file narrows, fixes or lists.
+
+        The arguments are those of `named_space`.
 
         Raises:
             ConfigurationError: If a setting does not exist.
             SettingError: If a value is out of its bounds or a range is empty.
         """
-        space = default_space(hidden_size=hidden_size, context_tokens=context_tokens)
+        space = named_space(
+            self.named_space,
+            hidden_size=hidden_size,
+            context_tokens=context_tokens,
+            longest_qna_tokens=longest_qna_tokens,
+        )
         settings = {field.name: space.setting(field.name) for field in fields(RecipeSpace)}
         for name, spec in self.space.items():
             if name not in settings:
@@ -145,6 +179,11 @@ def _setting(spec: SettingSpec) -> Setting:
     if isinstance(spec, list):
         return Choices(values=tuple(spec))
     return fixed(spec)
+
+
+def _matrix(settings: Mapping[str, SettingSpec]) -> SamplingSpace:
+    given = {name: _setting(spec) for name, spec in settings.items()}
+    return SamplingSpace(presets=(), matrix={**DEFAULT_MATRIX, **given})
 
 
 def load_spec(path: Path | None, flags: Mapping[str, Any]) -> StudySpec:

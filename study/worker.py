@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
+from analysis.points import Reference
 from data.measurements import Measurement
 from data.recipes import Recipe, Sampling
 from objectives.bank.checkpoint import CHECKPOINT_FILE, restore_checkpoint, save_checkpoint
 from objectives.learn import Learning, Measured, Turn
 from search_spaces.recipe_space import RecipeSpace, suggest_recipe
-from search_spaces.sampling_space import suggest_sampling
+from search_spaces.sampling_space import SamplingSpace, suggest_sampling
 from storage.database import StudyStorage
 from storage.leases import Lease, LeaseBook, LeaseLost, describe_this_process
 from storage.reader import read_study
@@ -26,6 +27,7 @@ from storage.records import Costs, Ending, TrialRecord
 from study.adapter_shelf import AdapterShelf
 from study.pruning import RungVector, SuccessiveHalving, vectors_at_rung
 from study.seeds import SeedPurpose, derive_seed
+from study.stopping import is_flat
 from study.watching import Effort, RunningTrial, Watcher
 
 LEASE_SECONDS = 120.0
@@ -49,15 +51,20 @@ class _Occupant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """What a worker needs to know of its study; `trials` is the study's total of asked trials."""
+    """What a worker needs to know of its study; `trials` is the study's total of asked trials.
+
+    None is asked any more once `flat_trials` in a row have left the hypervolume as it was.
+    """
 
     study: str
     trials: int
     seed: int
     space: RecipeSpace
-    presets: tuple[str, ...]
+    samplings: SamplingSpace
     pruner: SuccessiveHalving | None
     checkpoints: Path
+    reference: Reference
+    flat_trials: int | None = None
 
 
 @dataclass(slots=True)
@@ -154,12 +161,16 @@ class Worker:
             asked = self.study.get_trials(
                 deepcopy=False, states=[s for s in TrialState if s != TrialState.WAITING]
             )
-            if len(asked) >= self.settings.trials:
+            if len(asked) >= self.settings.trials or self._is_flat(asked):
                 return
             trial = self.study.ask()
             lease = self._acquire(trial.number)
             if lease is not None:
                 self._occupy(trial, lease, resumed=False)
+
+    def _is_flat(self, trials: Sequence[FrozenTrial]) -> bool:
+        patience = self.settings.flat_trials
+        return patience is not None and is_flat(trials, self.settings.reference, patience)
 
     def _acquire(self, number: int) -> Lease | None:
         return self._leases.acquire(
@@ -172,7 +183,7 @@ class Worker:
             trial=trial,
             lease=lease,
             recipe=suggest_recipe(trial, self.settings.space),
-            sampling=suggest_sampling(trial, self.settings.presets),
+            sampling=suggest_sampling(trial, self.settings.samplings),
             # Only asked trials are in Optuna's table, so its number counts them.
             asked_index=trial.number,
             begun=time.monotonic(),

@@ -23,7 +23,7 @@ from objectives.answers.cache import (
 )
 from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
-from objectives.answers.sampling import TokenChooser
+from objectives.answers.sampling import History, TokenChooser
 from objectives.models.base import BaseModel
 from objectives.models.blocks import Entries
 from objectives.models.memory import with_rows_that_fit
@@ -143,6 +143,10 @@ class _Reader:
         self.generated: list[list[int]] = [[] for _ in openings]
         self._is_over = [False] * len(openings)
         self._uniforms = _stack_uniforms(openings)
+        # Mirostat begins at twice the surprise it aims at.
+        self._surprise_limits = torch.tensor(
+            [2 * opening.sampling.mirostat_tau for opening in openings], device=base.device
+        )
         self._reading: list[int] = []
         self._cache = make_cache(base.model)
         self._shares_beginnings = may_share_beginnings(base.model)
@@ -312,7 +316,10 @@ class _Reader:
         last = self._uniforms.shape[1] - 1
         steps = [min(len(self.generated[row]), last) for row in self._reading]
         uniforms = torch.from_numpy(self._uniforms[self._reading, steps]).to(self._base.device)
-        tokens = self._chooser.choose(logits, self._history, uniforms)
+        rows = torch.tensor(self._reading, device=self._base.device)
+        limits = self._surprise_limits[rows]
+        tokens = self._chooser.choose(logits, self._read_history(), uniforms, limits)
+        self._surprise_limits[rows] = limits
         self._tokens = tokens[:, None]
         for row, token in zip(self._reading, tokens.tolist(), strict=True):
             if not self._is_over[row]:
@@ -320,6 +327,19 @@ class _Reader:
                 self._is_over[row] = self._endings.is_over(
                     self.generated[row], self._openings[row].sampling.max_new_tokens
                 )
+
+    def _read_history(self) -> History:
+        """Return what the rows have read; a finished row's answer may seem to begin later."""
+        columns = self._history.shape[1]
+        answers = [columns - len(self.generated[row]) for row in self._reading]
+        begins = [
+            answer - len(self._openings[row].prompt_ids)
+            for answer, row in zip(answers, self._reading, strict=True)
+        ]
+        begins_and_answers = torch.tensor([begins, answers], device=self._base.device)[..., None]
+        return History(
+            token_ids=self._history, begins=begins_and_answers[0], answers=begins_and_answers[1]
+        )
 
 
 def _count_agreed(

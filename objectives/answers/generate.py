@@ -71,24 +71,10 @@ def generate(
 
 def _what_decides(request: Request) -> Hashable:
     """Return all that the generated tokens depend on."""
-    sampling = request.sampling
-    greedy = (
-        request.prompt.text,
-        request.slot,
-        sampling.repetition_penalty,
-        sampling.max_new_tokens,
-    )
-    if not sampling.do_sample:
+    greedy = request.prompt.text, request.slot, request.sampling.what_decides
+    if not request.sampling.do_sample:
         return greedy
-    return (
-        *greedy,
-        request.prompt.id,
-        request.seed,
-        sampling.temperature,
-        sampling.top_k,
-        sampling.top_p,
-        sampling.typical_p,
-    )
+    return *greedy, request.prompt.id, request.seed
 
 
 def _open(request: Request, prompt_ids: tuple[int, ...]) -> Opening:

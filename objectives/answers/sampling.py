@@ -1,13 +1,15 @@
 """Chooses the next token of every row of a batch, each under sampling settings of its own.
 
-The processors mean what transformers' own mean, in the same order. They differ in that every row
-has its own setting, that only the rows that use one are touched, and that sorting is stable: which
-of two equally likely tokens stays must not depend on the batch.
+The processors mean what transformers' own mean, in the same order, and after them what those of
+text-generation-webui mean that transformers does not have. They differ in that every row has its
+own setting, that only the rows that use one are touched, and that sorting is stable: which of two
+equally likely tokens stays must not depend on the batch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from data.recipes import Sampling
 
@@ -30,6 +33,32 @@ def draw_uniforms(seed: int, prompt_id: str, steps: int) -> NDArray[np.float64]:
     digest = hashlib.sha256(f"{seed}\x1f{prompt_id}".encode()).digest()
     philox = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
     return np.random.Generator(philox).random(steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """The tokens of prompt and answer so far, (rows, columns), a row's last in the last column.
+
+    `begins` (rows, 1) is the column of a row's first token; what stands before it is padding with
+    any tokens of the row's own. From the column `answers` (rows, 1) on they are its answer's.
+    """
+
+    token_ids: Tensor
+    begins: Tensor
+    answers: Tensor
+
+    def of(self, rows: Tensor) -> History:
+        """Return the history of these rows."""
+        return History(
+            token_ids=self.token_ids[rows], begins=self.begins[rows], answers=self.answers[rows]
+        )
+
+    @property
+    def prompts(self) -> Tensor:
+        """Return the prompts' tokens (rows, columns), each row's first in place of all others."""
+        columns = torch.arange(self.token_ids.shape[1], device=self.token_ids.device)
+        is_prompt = (columns >= self.begins) & (columns < self.answers)
+        return self.token_ids.where(is_prompt, self.token_ids.gather(1, self.begins))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +93,14 @@ class TokenChooser:
                 values=torch.tensor(values, dtype=torch.float32, device=device).reshape(-1, 1),
             )
 
+        self._encoder_penalty = setting(
+            lambda s: s.encoder_repetition_penalty != 1, lambda s: 1 / s.encoder_repetition_penalty
+        )
         self._penalty = setting(
             lambda s: s.repetition_penalty != 1, lambda s: s.repetition_penalty
+        )
+        self._ngram_sizes = setting(
+            lambda s: s.no_repeat_ngram_size > 0, lambda s: s.no_repeat_ngram_size
         )
         self._warps: tuple[tuple[Warp, _PerRow], ...] = (
             (
@@ -75,45 +110,90 @@ class TokenChooser:
             (keep_top_k, setting(lambda s: s.do_sample and s.top_k > 0, lambda s: s.top_k)),
             # The dropped share is subtracted here, in double precision, as transformers does.
             (keep_top_p, setting(lambda s: s.do_sample and s.top_p < 1, lambda s: 1 - s.top_p)),
+            (keep_min_p, setting(lambda s: s.do_sample and s.min_p > 0, lambda s: s.min_p)),
             (
                 keep_typical,
                 setting(lambda s: s.do_sample and s.typical_p < 1, lambda s: s.typical_p),
             ),
+            (
+                keep_above_epsilon,
+                setting(
+                    lambda s: s.do_sample and s.epsilon_cutoff > 0, lambda s: s.epsilon_cutoff
+                ),
+            ),
+            (
+                keep_above_eta,
+                setting(lambda s: s.do_sample and s.eta_cutoff > 0, lambda s: s.eta_cutoff),
+            ),
+            (keep_tail_free, setting(lambda s: s.do_sample and s.tfs < 1, lambda s: s.tfs)),
+            (keep_top_a, setting(lambda s: s.do_sample and s.top_a > 0, lambda s: s.top_a)),
         )
+        self._surprise_aimed_at = setting(lambda s: s.mirostat_tau > 0, lambda s: s.mirostat_tau)
+        self._surprise_rates = setting(lambda s: s.mirostat_tau > 0, lambda s: s.mirostat_eta)
         self._drawn = torch.tensor(
             [row for row, sampling in enumerate(samplings) if sampling.do_sample],
             dtype=torch.long,
             device=device,
         )
 
-    def score(self, logits: Tensor, history: Tensor) -> Tensor:
+    def score(
+        self, logits: Tensor, history: History, surprise_limits: Tensor | None = None
+    ) -> Tensor:
         """Return logits (rows, vocabulary) after every processor; dropped tokens are -inf.
 
         Args:
             logits: The model's logits (rows, vocabulary).
-            history: The token ids of prompt and answer so far (rows, tokens), padded with ids that
-                the row has anyway.
+            history: What the rows have read and generated.
+            surprise_limits: Mirostat's mu in bits (rows); read only where a row uses it. None if
+                none does.
         """
-        scores = self._penalty.apply(
-            lambda some, penalty: penalise_repetition(some, penalty, history[self._penalty.rows]),
-            logits.float(),
-        )
+
+        def penalise(some: Tensor, penalty: Tensor) -> Tensor:
+            return penalise_repetition(some, penalty, history.token_ids[self._penalty.rows])
+
+        def penalise_by_prompt(some: Tensor, penalty: Tensor) -> Tensor:
+            of_rows = history.of(self._encoder_penalty.rows)
+            return penalise_repetition(some, penalty, of_rows.prompts)
+
+        def forbid(some: Tensor, sizes: Tensor) -> Tensor:
+            return forbid_repeated_ngrams(some, sizes, history.of(self._ngram_sizes.rows))
+
+        scores = self._encoder_penalty.apply(penalise_by_prompt, logits.float())
+        scores = self._penalty.apply(penalise, scores)
+        scores = self._ngram_sizes.apply(forbid, scores)
         for warp, setting in self._warps:
             scores = setting.apply(warp, scores)
-        return scores
+        if surprise_limits is None:
+            return scores
+        limits = surprise_limits[self._surprise_aimed_at.rows, None]
+        return self._surprise_aimed_at.apply(
+            lambda some, _aim: keep_below_surprise(some, limits), scores
+        )
 
-    def choose(self, logits: Tensor, history: Tensor, uniforms: Tensor) -> Tensor:
+    def choose(
+        self,
+        logits: Tensor,
+        history: History,
+        uniforms: Tensor,
+        surprise_limits: Tensor | None = None,
+    ) -> Tensor:
         """Return the next token of every row (rows): the likeliest, or a draw where it draws.
 
         Args:
             logits: As in `score`.
             history: As in `score`.
             uniforms: A number in [0, 1) per row (rows); read only where the row draws.
+            surprise_limits: As in `score`; those in use are changed to what the next token needs.
         """
-        scores = self.score(logits, history)
+        scores = self.score(logits, history, surprise_limits)
         tokens = scores.argmax(dim=-1)
         if len(self._drawn):
             tokens[self._drawn] = draw_tokens(scores[self._drawn], uniforms[self._drawn])
+        rows = self._surprise_aimed_at.rows
+        if surprise_limits is not None and len(rows):
+            surprise = surprise_in_bits(scores[rows], tokens[rows, None])
+            excess = self._surprise_rates.values * (surprise - self._surprise_aimed_at.values)
+            surprise_limits[rows] -= excess.squeeze(1)
         return tokens
 
 
@@ -163,6 +243,100 @@ def keep_typical(scores: Tensor, mass: Tensor) -> Tensor:
     dropped = distances > distances.gather(1, last)
     dropped[:, 0] = False
     return scores.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
+
+
+def keep_min_p(scores: Tensor, least_share: Tensor) -> Tensor:
+    """Return scores of tokens at least `least_share` as likely as the likeliest (2407.01082)."""
+    probabilities = scores.softmax(dim=-1)
+    highest = probabilities.amax(dim=-1, keepdim=True)
+    return scores.masked_fill(probabilities < least_share * highest, -torch.inf)
+
+
+def keep_above_epsilon(scores: Tensor, epsilon: Tensor) -> Tensor:
+    """Return scores of tokens of at least this probability, and of the likeliest.
+
+    Hewitt et al. 2022, Truncation Sampling as Language Model Desmoothing (2210.15191).
+    """
+    return _drop_unlikely(scores, scores.softmax(dim=-1) < epsilon)
+
+
+def keep_above_eta(scores: Tensor, epsilon: Tensor) -> Tensor:
+    """Return scores without tokens below a probability that falls with the entropy; same source.
+
+    It is the lesser of epsilon and sqrt(epsilon) * exp(-entropy); the likeliest token stays.
+    """
+    log_probabilities = scores.log_softmax(dim=-1)
+    probabilities = log_probabilities.exp()
+    entropy = -(log_probabilities * probabilities).nansum(dim=-1, keepdim=True)
+    eta = torch.minimum(epsilon, epsilon.sqrt() * (-entropy).exp())
+    return _drop_unlikely(scores, probabilities < eta)
+
+
+def keep_tail_free(scores: Tensor, mass: Tensor) -> Tensor:
+    """Return scores without the tail, which begins where sorted probabilities stop curving.
+
+    What stays has `mass` of the absolute second differences, the likeliest token in any case
+    (tail-free sampling, Phénix and Egan 2019). The unlikeliest token is always dropped, and tokens
+    of probability zero fall with it, as in text-generation-webui.
+    """
+    descending, order = scores.sort(dim=-1, descending=True, stable=True)
+    curvature = descending.softmax(dim=-1).diff(dim=-1).diff(dim=-1).abs()
+    share = (curvature / curvature.sum(dim=-1, keepdim=True)).cumsum(dim=-1)
+    # Each second difference belongs to the middle one of its three tokens.
+    dropped = pad(pad(share > mass, (1, 0), value=False), (0, 1), value=True)
+    return scores.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
+
+
+def keep_top_a(scores: Tensor, top_a: Tensor) -> Tensor:
+    """Return scores of tokens of at least `top_a` times the square of the highest probability.
+
+    As in text-generation-webui and KoboldAI; the likeliest token always stays.
+    """
+    probabilities = scores.softmax(dim=-1)
+    highest = probabilities.amax(dim=-1, keepdim=True)
+    return scores.masked_fill(probabilities < top_a * highest.square(), -torch.inf)
+
+
+def keep_below_surprise(scores: Tensor, limits: Tensor) -> Tensor:
+    """Return scores of tokens of at most this surprise in bits (rows, 1), and of the likeliest.
+
+    Mirostat 2 (Basu et al. 2021, 2007.14966), whose mu the limit is.
+    """
+    surprise = scores.log_softmax(dim=-1) / -math.log(2)
+    return _drop_unlikely(scores, surprise > limits)
+
+
+def surprise_in_bits(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Return minus log2 of the probability (rows, 1) of one token (rows, 1) per row."""
+    return scores.log_softmax(dim=-1).gather(1, tokens) / -math.log(2)
+
+
+def forbid_repeated_ngrams(scores: Tensor, sizes: Tensor, history: History) -> Tensor:
+    """Return scores without the tokens that would repeat `sizes` (rows, 1) tokens in a row.
+
+    Paulus et al. 2017 (1705.04304), over prompt and answer, as transformers does.
+    """
+    token_ids = history.token_ids
+    columns = token_ids.shape[1]
+    repeated = torch.zeros(scores.shape, dtype=torch.int32, device=scores.device)
+    for size in sorted(set(sizes.flatten().int().tolist())):
+        if size > columns:
+            continue
+        runs = token_ids.unfold(1, size, 1)
+        latest = token_ids[:, columns + 1 - size :]
+        begins = torch.arange(runs.shape[1], device=scores.device)
+        repeats = (
+            (runs[..., :-1] == latest[:, None]).all(dim=-1)
+            & (begins >= history.begins)
+            & (sizes == size)
+        )
+        repeated.scatter_add_(1, runs[..., -1], repeats.int())
+    return scores.masked_fill(repeated > 0, -torch.inf)
+
+
+def _drop_unlikely(scores: Tensor, dropped: Tensor) -> Tensor:
+    """Return scores without the dropped tokens; the likeliest stay."""
+    return scores.masked_fill(dropped & (scores < scores.amax(dim=-1, keepdim=True)), -torch.inf)
 
 
 def draw_tokens(scores: Tensor, uniforms: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +13,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from analysis.tables import show_samplings
 from analysis.wording import say_estimate, say_phrasing, show_text
 from data.measurements import Estimate
 from data.prompts import Prompt, PromptStyle, put_question
-from data.recipes import GREEDY
+from data.recipes import GREEDY, Sampling
 from data.scenarios import load_scenario
 from objectives.answers.generate import generate
 from objectives.answers.request import Request
@@ -24,6 +27,7 @@ from objectives.judges.matcher import Matcher
 from objectives.learn import BASE, Learning, Measured
 from objectives.models.base import BaseModel
 from objectives.models.load import POCKET, load_base_model
+from search_spaces.presets import PRESETS, find_preset, name_presets, without_penalties
 from study.commands.application import (
     JsonOption,
     NameOption,
@@ -82,6 +86,12 @@ def measure(
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT LoRA adapter.")] = None,
     trial: Annotated[int | None, typer.Option(help="Or a trial whose adapter was kept.")] = None,
+    presets: Annotated[
+        str | None,
+        typer.Option(
+            help="Also under these sampling presets: “all”, or names and families with commas."
+        ),
+    ] = None,
     storage: StorageOption = None,
     name: NameOption = None,
     out: OutOption = None,
@@ -100,11 +110,19 @@ def measure(
             adapter, model = Path(kept), findings.subject.model
             stored = StudySpec.model_validate_json(findings.record.config).facts
             facts = facts or (None if stored is None else Path(stored))
+    samplings = None if presets is None else _samplings(presets)
+    if samplings is not None and adapter is None:
+        raise ConfigurationError("presets: they are measured of an adapter; name one, or a trial")
     base = load_base_model(model or POCKET)
     scenario = load_scenario(facts)
     check_lengths(scenario, base)
     rank = 1 if adapter is None else adapter_rank(adapter)
     learning = Learning(base, scenario, judge=Matcher(), slots=1, max_rank=rank)
+    if samplings is not None:
+        assert adapter is not None
+        learning.bank.load(0, adapter)
+        _measure_samplings(learning, samplings, as_json=as_json)
+        return
     measured = learning.base
     if adapter is not None:
         learning.bank.load(0, adapter)
@@ -113,6 +131,36 @@ def measure(
         results.print_json(json.dumps(_as_json(measured, learning, adapter)))
     else:
         _print_measured(measured, learning, adapter)
+
+
+def _samplings(names: str) -> tuple[Sampling, ...]:
+    """Return the presets named, each followed by itself without its penalties if it has some."""
+    listed = PRESETS if names == "all" else name_presets(map(str.strip, names.split(",")))
+    presets = [find_preset(name) for name in listed]
+    return tuple(
+        sampling
+        for preset in presets
+        for sampling in (preset, without_penalties(preset))
+        if sampling == preset or sampling.what_decides != preset.what_decides
+    )
+
+
+def _measure_samplings(
+    learning: Learning, samplings: Sequence[Sampling], *, as_json: bool
+) -> None:
+    fitting = [sampling for sampling in samplings if learning.fits(sampling)]
+    for sampling in samplings:
+        if sampling not in fitting:
+            messages.print(
+                f"{sampling.name}: not measured; the model's context has no room for "
+                f"{sampling.max_new_tokens} new tokens"
+            )
+    with messages.status(f"asking under {len(fitting)} samplings"):
+        measured = learning.measure_samplings(0, fitting, noise_seed=0)
+    if as_json:
+        results.print_json(json.dumps({"samplings": [asdict(each) for each in measured]}))
+    else:
+        results.print(show_samplings(measured))
 
 
 def _bank_with(base: BaseModel, adapter: Path) -> Bank:

@@ -161,6 +161,27 @@ def test_a_sampling_is_measured_beside_greedy_at_the_same_loss(learning: Learnin
     assert said(other, "validation") != said(warm, "validation")
 
 
+def test_samplings_of_one_adapter_are_measured_together_as_each_alone(learning: Learning) -> None:
+    train(learning, RECIPE)
+    ((greedy, warm),) = learning.measure([Turn(slot=0, noise_seed=5, sampling=WARM)])
+    measured = learning.measure_samplings(0, [GREEDY, WARM], noise_seed=5)
+    assert [each.sampling for each in measured] == [GREEDY, WARM]
+    assert [each.recall for each in measured] == [
+        greedy.measurement.recall,
+        warm.measurement.recall,
+    ]
+    assert measured[0].knowledge_loss == greedy.measurement.knowledge_loss
+    assert measured[0].base_loss.value == 0, "asked greedily the base knows what it knows"
+    assert measured[1].knowledge_loss.value is not None
+    assert measured[1].base_loss.value is not None
+    assert learning.measure_samplings(0, [WARM], noise_seed=5) == measured[1:]
+
+
+def test_what_a_context_has_no_room_for_is_known_beforehand(learning: Learning) -> None:
+    assert learning.fits(GREEDY)
+    assert not learning.fits(replace(WARM, max_new_tokens=512))
+
+
 def said(measured: Measured, phrasing: str) -> list[str]:
     return [
         verdict.answer.text

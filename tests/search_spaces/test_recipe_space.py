@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import optuna
 import pytest
 
 from data.recipes import Recipe, SettingError
-from search_spaces.presets import DEFAULT_PRESETS, PRESETS, find_preset
 from search_spaces.recipe_space import (
     RecipeSpace,
     build_recipe,
-    default_space,
     lora_without_regret_rate,
+    named_space,
     settings_of,
     suggest_recipe,
 )
-from search_spaces.sampling_space import suggest_sampling
-from search_spaces.settings import Choices, Range, Setting, fixed
-from search_spaces.starting_points import fit_to_space, starting_points
+from search_spaces.sampling_space import DEFAULT_MATRIX, SamplingSpace
+from search_spaces.settings import Choices, Range, Setting, Value, bounds, fixed
+from search_spaces.starting_points import check_point, fit_to_space, starting_points
 
-SPACE = default_space(hidden_size=128, context_tokens=512)
+SPACE = named_space("default", hidden_size=128, context_tokens=512, longest_qna_tokens=40)
 
 
 def draw_recipe(space: RecipeSpace, seed: int) -> Recipe:
@@ -83,26 +82,60 @@ def test_the_learning_rates_of_the_default_space_surround_the_advised_one() -> N
 def test_starting_points_are_cut_to_the_space_and_hold_no_unknown_name() -> None:
     narrow = replace(SPACE, learning_rate=Range(low=1e-4, high=2e-4, log=True), rank=fixed(8))
     for point in starting_points(128):
-        fitted = fit_to_space(point, narrow, ("greedy", "StarChat"))
+        fitted = fit_to_space(point, narrow, SamplingSpace(presets=("greedy", "StarChat")))
         assert fitted["learning_rate"] == 2e-4
         assert "rank" not in fitted
         assert fitted["sampling"] == "greedy"
         assert all(narrow.contains(n, v) for n, v in fitted.items() if n != "sampling")
+    only_greedy = SamplingSpace(presets=("greedy",))
     assert all(
-        "sampling" not in fit_to_space(p, narrow, ("greedy",)) for p in starting_points(128)
+        "sampling" not in fit_to_space(p, narrow, only_greedy) for p in starting_points(128)
     )
 
 
-def test_every_default_preset_exists() -> None:
-    assert set(DEFAULT_PRESETS) <= set(PRESETS)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rnk": 8}, "start: there is no setting 'rnk'; did you mean 'rank'?"),
+        ({"rank": 5}, "rank: 5 is not allowed; in this study's space it must be one of 4, 8,"),
+        ({"epochs": 99}, "epochs: 99 is not allowed; in this study's space it must be from 4 to"),
+        ({"rank": 0}, "rank: 0 is not allowed; it must be at least 1"),
+        ({"rslora": 0}, "rslora: 0 is not allowed; write true or false"),
+        (
+            {"batch_size": 8},
+            "batch_size: 8 is not allowed; in this study's space it must be one of 4",
+        ),
+        ({"sampling": "Yara"}, "sampling: 'Yara' is not allowed; in this study it must be one of"),
+    ],
+)
+def test_a_point_that_no_trial_could_be_is_refused(
+    settings: dict[str, Value], message: str
+) -> None:
+    with pytest.raises(SettingError) as error:
+        check_point(settings, SPACE, SamplingSpace())
+    assert message in str(error.value)
 
 
-def test_an_unknown_preset_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(SettingError, match=r"no preset 'simple1'; did you mean 'simple-1'\?"):
-        find_preset("simple1")
+def test_a_point_keeps_all_that_is_searched_of_it() -> None:
+    settings: dict[str, Value] = {"rank": 8, "learning_rate": 2e-3, "sampling": "StarChat"}
+    assert check_point({**settings, "batch_size": 4}, SPACE, SamplingSpace()) == settings
+    with pytest.raises(SettingError, match="cannot name its sampling"):
+        check_point(settings, SPACE, SamplingSpace(matrix=DEFAULT_MATRIX))
 
 
-def test_a_single_preset_is_fixed() -> None:
-    trial = optuna.create_study().ask()
-    assert suggest_sampling(trial, ["StarChat"]) == PRESETS["StarChat"]
-    assert trial.params == {}
+def test_brief_searches_the_six_settings_of_the_brief_alone_on_joined_texts() -> None:
+    space = named_space("brief", hidden_size=128, context_tokens=512, longest_qna_tokens=45)
+    searched = {
+        field.name for field in fields(space) if len(set(bounds(space.setting(field.name)))) > 1
+    }
+    assert searched == {"epochs", "rank", "alpha", "cutoff", "warmup_steps", "learning_rate"}
+    assert space.packing == fixed("joined")
+    assert space.cutoff == Choices(values=(45, 64, 128, 256))
+
+
+def test_the_full_space_searches_every_setting() -> None:
+    space = named_space("full", hidden_size=128, context_tokens=512, longest_qna_tokens=45)
+    assert all(len(bounds(space.setting(field.name))) > 1 for field in fields(space))
+    advised = lora_without_regret_rate(128)
+    assert bounds(space.learning_rate) == pytest.approx((advised / 10, advised * 10), rel=1e-3)
+    assert draw_recipe(space, 3) != draw_recipe(space, 4)

@@ -22,6 +22,7 @@ from objectives.learn import Learning
 from objectives.models.base import BaseModel
 from objectives.models.load import load_base_model
 from search_spaces.recipe_space import RecipeSpace
+from search_spaces.sampling_space import SamplingSpace
 from search_spaces.settings import Choices, Range, fixed
 from storage.database import StudyStorage, open_storage
 from storage.recorder import Recorder
@@ -167,6 +168,7 @@ def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning])
         prune: bool = True,
         space: RecipeSpace = space,
         presets: tuple[str, ...] = ("greedy",),
+        flat_trials: int | None = None,
     ) -> Iterator[Sitting]:
         home = tmp_path / folder
         home.mkdir(exist_ok=True)
@@ -195,9 +197,11 @@ def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning])
                     trials=trials,
                     seed=seed,
                     space=space,
-                    presets=presets,
+                    samplings=SamplingSpace(presets=presets),
                     pruner=pruner if prune else None,
                     checkpoints=home / "checkpoints",
+                    reference=REFERENCE,
+                    flat_trials=flat_trials,
                 ),
                 study=study,
                 storage=storage,

@@ -208,6 +208,32 @@ def test_a_folder_that_is_no_adapter(capsys: pytest.CaptureFixture[str], tmp_pat
         "name one of them",
         folder=tmp_path,
     )
+    assert_refused(
+        capsys,
+        ["measure", "--presets", "all"],
+        "they are measured of an adapter",
+        folder=tmp_path,
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('sampler = "grid"', "learning_rate: a grid needs a list"),
+        ('sampler = "grid"\nsampling = ["matrix"]', "a grid cannot go with the matrix"),
+        ("[[start]]\nrnk = 4", "start: there is no setting 'rnk'; did you mean 'rank'?"),
+        ("[[start]]\nrank = 5", "rank: 5 is not allowed; in this study's space it must be one of"),
+        ('[[start]]\nsampling = "Yara"', "sampling: 'Yara' is not allowed"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, lines: str, said: str
+) -> None:
+    write("facts.csv", FACTS)
+    arguments = ["run", "facts.csv", "--study", write("study.toml", lines)]
+    assert run_application(arguments) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_facts_that_the_model_knows_are_nothing_to_learn(
@@ -319,6 +345,25 @@ def test_a_study_from_its_first_run_to_its_last_adapter(
     )
     assert measured["recall"] == member["recall"]
     assert measured["knowledge_loss"] == member["knowledge_loss"]
+    code, shown = run_json(
+        capsys, "measure", "facts.csv", "--adapter", "copy", "--presets", "greedy, simple-1"
+    )
+    assert code == 0
+    names = [each["sampling"]["name"] for each in shown["samplings"]]
+    assert names == ["greedy", "simple-1", "simple-1, no penalty"]
+    assert shown["samplings"][0]["recall"]["value"] == member["recall"]
+    assert run_application(["measure", "--trial", best, "--presets", "StarChat"]) == 0
+    assert "StarChat" in capsys.readouterr().out
+    for presets, message in (
+        ("simpel-1", "did you mean 'simple-1'?"),
+        ("Mirostat,later,min_p", ""),
+    ):
+        assert_refused(
+            capsys,
+            ["measure", "--adapter", "copy", "--presets", presets],
+            message or "'min_p' is listed twice",
+            folder=tmp_path,
+        )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

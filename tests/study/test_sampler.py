@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 import optuna
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from study.sampler import STARTUP_TRIALS, SeededSampler
+from search_spaces.grid import Grid
+from study.sampler import STARTUP_TRIALS, SamplerName, SeededSampler
 from study.seeds import derive_seed
 
+METHODS: tuple[SamplerName, ...] = get_args(SamplerName)
 
-def make_study(seed: int) -> optuna.Study:
-    return optuna.create_study(directions=["maximize", "minimize"], sampler=SeededSampler(seed))
+
+def make_study(
+    seed: int, method: SamplerName = "tpe", *, grid: Grid | None = None
+) -> optuna.Study:
+    sampler = SeededSampler(seed, method, grid=grid)
+    return optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
 
 
 def choose(trial: optuna.Trial) -> dict[str, Any]:
@@ -60,6 +68,42 @@ def test_two_workers_at_once_draw_what_one_would() -> None:
         study.sampler = worker
         asked.append(choose(study.ask()))
     assert asked == alone
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "grid"])
+def test_every_method_goes_on_after_a_restart_as_if_there_had_been_none(
+    method: SamplerName,
+) -> None:
+    trials = STARTUP_TRIALS + 6
+    whole = run(make_study(3, method), trials)
+    study = make_study(3, method)
+    first = run(study, STARTUP_TRIALS + 2)
+    study.sampler = SeededSampler(3, method)
+    assert first + run(study, trials - len(first)) == whole
+    assert len({tuple(point.values()) for point in whole}) == trials, "no point twice"
+    assert run(make_study(4, method), 3) != whole[:3]
+
+
+def test_a_grid_visits_every_cell_once_whoever_asks() -> None:
+    grid: Grid = {"rank": (4, 8), "packing": ("separate", "joined"), "rslora": (False, True)}
+    study = make_study(0, "grid", grid=grid)
+    visited = []
+    for number in range(8):
+        if number == 4:
+            study.sampler = SeededSampler(0, "grid", grid=grid)  # another process goes on
+        trial = study.ask()
+        visited.append(
+            tuple(trial.suggest_categorical(name, values) for name, values in grid.items())
+        )
+        study.tell(trial, (0.5, 0.5))
+    assert sorted(visited) == sorted(product(*grid.values()))
+
+
+def test_a_grid_goes_with_its_method_alone() -> None:
+    with pytest.raises(ValueError, match="grid"):
+        SeededSampler(0, "grid")
+    with pytest.raises(ValueError, match="grid"):
+        SeededSampler(0, "tpe", grid={"rank": (4, 8)})
 
 
 def test_tpe_draws_the_same_point_from_the_same_trials() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.recipes import SettingError
+from search_spaces.presets import FAMILIES, name_presets
+from search_spaces.sampling_space import DEFAULT_MATRIX
 from search_spaces.settings import Choices, Range
 from study.spec import ConfigurationError, StudySpec, load_spec
 
@@ -39,10 +41,28 @@ def test_settings_of_the_file_narrow_fix_and_list_the_space(tmp_path: Path) -> N
         "[space]\nepochs = 5\nrank = [4, 8]\n"
         "learning_rate = { low = 1e-4, high = 1e-2, log = true }\n",
     )
-    space = load_spec(path, {}).recipe_space(hidden_size=128, context_tokens=512)
+    space = load_spec(path, {}).recipe_space(
+        hidden_size=128, context_tokens=512, longest_qna_tokens=40
+    )
     assert space.epochs == Choices(values=(5,))
     assert space.rank == Choices(values=(4, 8))
     assert space.learning_rate == Range(low=1e-4, high=1e-2, log=True)
+
+
+def test_a_matrix_searches_what_the_file_names_beside_the_default(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "sampling = ['matrix']\n[sampling_matrix]\ntop_k = 0\nmirostat_tau = [0.0, 5.0]\n",
+    )
+    matrix = load_spec(path, {}).sampling_space.matrix
+    assert matrix["top_k"] == Choices(values=(0,))
+    assert matrix["mirostat_tau"] == Choices(values=(0.0, 5.0))
+    assert matrix["temperature"] == DEFAULT_MATRIX["temperature"]
+
+
+def test_a_family_stands_for_its_presets(tmp_path: Path) -> None:
+    space = load_spec(write(tmp_path, "sampling = ['greedy', 'later']"), {}).sampling_space
+    assert name_presets(space.presets) == ("greedy", *FAMILIES["later"])
 
 
 @pytest.mark.parametrize(
@@ -56,6 +76,23 @@ def test_settings_of_the_file_narrow_fix_and_list_the_space(tmp_path: Path) -> N
         ("trials = 0", "trials: 0 is not allowed: Input should be greater than or equal to 1"),
         ("slots = 'many'", "slots: 'many' is not allowed"),
         ("sampling = ['greddy']", "there is no preset 'greddy'; did you mean 'greedy'?"),
+        ("sampling = ['Contrastive Search']", "needs contrastive search, which remember does not"),
+        ("sampling = ['novelai', 'NovelAI-Genesis']", "'NovelAI-Genesis' is listed twice"),
+        ("sampling = ['matrix', 'greedy']", "'matrix' goes with no preset; write it alone"),
+        ("[sampling_matrix]\ntop_k = 5", 'it is read only with sampling = ["matrix"]'),
+        (
+            "sampling = ['matrix']\n[sampling_matrix]\ntop_q = 0.5",
+            "sampling_matrix: there is no setting 'top_q'",
+        ),
+        (
+            "sampling = ['matrix']\n[sampling_matrix]\ntop_p = { low = 0.5, high = 2.0 }",
+            "top_p: 2.0 is not allowed; it must be above 0 and at most 1",
+        ),
+        (
+            "sampling = ['matrix']\n[sampling_matrix]\ntemperature = { low = 2, high = 1 }",
+            "temperature: the range from 2 to 1 is empty",
+        ),
+        ("named_space = 'breif'", "named_space: 'breif' is not allowed"),
         ("seed = -1", "seed: -1 is not allowed"),
         ("[engine]\ndtype = 'float8'", "engine.dtype: 'float8' is not allowed"),
         ("[engine]\ndevice = 'gpu'", "engine.device: 'gpu' is not allowed"),
@@ -85,13 +122,13 @@ def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
 def test_an_unknown_setting_of_the_space_is_explained(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, "[space]\nlearning_rat = 1e-3"), {})
     with pytest.raises(ConfigurationError, match="did you mean 'learning_rate'"):
-        spec.recipe_space(hidden_size=128, context_tokens=512)
+        spec.recipe_space(hidden_size=128, context_tokens=512, longest_qna_tokens=40)
 
 
 def test_a_setting_beyond_its_bounds_is_refused(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, "[space]\nrank = 0"), {})
     with pytest.raises(SettingError, match="rank: 0 is not allowed"):
-        spec.recipe_space(hidden_size=128, context_tokens=512)
+        spec.recipe_space(hidden_size=128, context_tokens=512, longest_qna_tokens=40)
 
 
 def test_a_spec_survives_being_stored() -> None:

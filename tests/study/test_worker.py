@@ -20,6 +20,7 @@ from storage.reader import read_study, read_verdicts
 from storage.records import StudyRecord
 from study import worker as worker_module
 from study.pruning import Decision, RungVector, SuccessiveHalving
+from study.stopping import is_flat
 
 SitDown = Callable[..., AbstractContextManager[Any]]
 STUDY = "tiny"
@@ -83,6 +84,15 @@ def test_the_base_is_measured_before_any_trial(sit_down: SitDown) -> None:
     assert record.base is not None
     assert record.base.id < min(kept.id for trial in record.trials for kept in trial.measurements)
     assert record.base.measurement.knowledge_loss.value == 0
+
+
+def test_a_study_whose_front_does_not_move_asks_no_more(sit_down: SitDown) -> None:
+    with sit_down(trials=40, flat_trials=2) as sitting:
+        assert sitting.run()
+        asked = sitting.study.get_trials()
+        assert 2 < len(asked) < 40
+        assert all(trial.state.is_finished() for trial in asked)
+        assert is_flat(asked, sitting.worker.settings.reference, 2)
 
 
 def test_told_values_are_those_of_the_last_measurement(sit_down: SitDown) -> None:

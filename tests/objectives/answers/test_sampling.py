@@ -1,8 +1,13 @@
-"""Each processor against transformers' own, row by row, and draws against their probabilities."""
+"""Each processor against transformers' own, or a plain loop, row by row; draws against both.
+
+What transformers does not have is checked against the definitions, written as loops over one row.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +16,12 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 from transformers import (
+    EncoderRepetitionPenaltyLogitsProcessor,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     LogitsProcessorList,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -20,7 +30,8 @@ from transformers import (
 )
 
 from data.recipes import GREEDY, Sampling
-from objectives.answers.sampling import TokenChooser, draw_tokens, draw_uniforms
+from objectives.answers.sampling import History, TokenChooser, draw_tokens, draw_uniforms
+from search_spaces.presets import PRESETS
 
 CPU = torch.device("cpu")
 VOCABULARY = 50
@@ -35,6 +46,22 @@ SETTINGS = {
         PENALISED_GREEDY,
         *(Sampling(name="r", repetition_penalty=value) for value in (0.8, 1.0, 1.3)),
     ],
+    "min_p": [Sampling(name="m", min_p=value) for value in (0.0, 0.05, 0.2, 0.9)],
+    "epsilon_cutoff": [
+        Sampling(name="e", epsilon_cutoff=value) for value in (0.0, 4e-4, 0.02, 0.3)
+    ],
+    "eta_cutoff": [Sampling(name="e", eta_cutoff=value) for value in (0.0, 1e-3, 0.02, 0.3)],
+    "tfs": [Sampling(name="f", tfs=value) for value in (0.0, 0.5, 0.68, 0.95, 1.0)],
+    "top_a": [Sampling(name="a", top_a=value) for value in (0.0, 0.04, 0.2, 0.75, 1.0)],
+    "encoder_repetition_penalty": [
+        Sampling(name="e", do_sample=False, encoder_repetition_penalty=1.07),
+        *(Sampling(name="e", encoder_repetition_penalty=value) for value in (0.8, 1.0, 1.3)),
+    ],
+    "no_repeat_ngram_size": [
+        Sampling(name="n", do_sample=False, no_repeat_ngram_size=2),
+        *(Sampling(name="n", no_repeat_ngram_size=value) for value in (0, 1, 2, 3, 40)),
+    ],
+    "every preset": list(PRESETS.values()),
     "all together": [
         GREEDY,
         Sampling(name="plain"),
@@ -50,36 +77,97 @@ def random_logits(rows: int, *, seed: int = 0) -> Tensor:
     return 3 * torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed))
 
 
-def random_history(rows: int) -> Tensor:
-    return torch.randint(VOCABULARY, (rows, 12), generator=torch.Generator().manual_seed(5))
+def random_history(rows: int) -> History:
+    """Return rows of 6 to 12 tokens, of which up to 5 are the answer's, with many repetitions."""
+    generator = torch.Generator().manual_seed(5)
+    token_ids = torch.randint(6, (rows, 12), generator=generator) * 7
+    begins = torch.randint(7, (rows, 1), generator=generator)
+    answers = torch.randint(7, 13, (rows, 1), generator=generator)
+    # Before its first token a row is padded with it.
+    padded = torch.arange(12) < begins
+    return History(
+        token_ids=token_ids.where(~padded, token_ids.gather(1, begins)),
+        begins=begins,
+        answers=answers,
+    )
 
 
-def score_by_transformers(logits: Tensor, history: Tensor, sampling: Sampling) -> Tensor:
-    """Return one row's scores, by the processors that `model.generate` would line up for it."""
+def tokens_of(history: History, row: int) -> tuple[Tensor, Tensor]:
+    """Return a row's own tokens, and those of its prompt."""
+    begin, answer = int(history.begins[row]), int(history.answers[row])
+    return history.token_ids[row, begin:], history.token_ids[row, begin:answer]
+
+
+def score_by_reference(logits: Tensor, tokens: Tensor, prompt: Tensor, s: Sampling) -> Tensor:
+    """Return one row's scores, by the processors that `model.generate` would line up for it.
+
+    Those of text-generation-webui follow, as there. Mirostat is checked by itself.
+    """
     processors = LogitsProcessorList()
-    if sampling.repetition_penalty != 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if sampling.do_sample:
-        processors.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k:
-            processors.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            processors.append(TopPLogitsWarper(sampling.top_p))
-        if sampling.typical_p < 1:
-            processors.append(TypicalLogitsWarper(sampling.typical_p))
-    scores: Tensor = processors(history[None], logits[None])[0]
+    if s.encoder_repetition_penalty != 1:
+        processors.append(
+            EncoderRepetitionPenaltyLogitsProcessor(s.encoder_repetition_penalty, prompt[None])
+        )
+    if s.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(s.repetition_penalty))
+    if s.no_repeat_ngram_size:
+        processors.append(NoRepeatNGramLogitsProcessor(s.no_repeat_ngram_size))
+    if s.do_sample:
+        processors.append(TemperatureLogitsWarper(s.temperature))
+        if s.top_k:
+            processors.append(TopKLogitsWarper(s.top_k))
+        if s.top_p < 1:
+            processors.append(TopPLogitsWarper(s.top_p))
+        if s.min_p:
+            processors.append(MinPLogitsWarper(s.min_p))
+        if s.typical_p < 1:
+            processors.append(TypicalLogitsWarper(s.typical_p))
+        if s.epsilon_cutoff:
+            processors.append(EpsilonLogitsWarper(s.epsilon_cutoff))
+        if s.eta_cutoff:
+            processors.append(EtaLogitsWarper(s.eta_cutoff))
+    scores: Tensor = processors(tokens[None], logits[None])[0]
+    if s.do_sample and s.tfs < 1:
+        scores = _keep(scores, tail_free_by_loop(scores, s.tfs))
+    if s.do_sample and s.top_a:
+        scores = _keep(scores, top_a_by_loop(scores, s.top_a))
     return scores
 
 
+def tail_free_by_loop(scores: Tensor, mass: float) -> set[int]:
+    """Return the tokens that tail-free sampling keeps, as the webui and KoboldAI have it."""
+    order = sorted(range(len(scores)), key=lambda token: -float(scores[token]))
+    likely = [float(p) for p in scores.double().softmax(0)[order]]
+    slopes = [after - before for before, after in pairwise(likely)]
+    curvature = [abs(b - a) for a, b in pairwise(slopes)]
+    kept, total = {order[0]}, 0.0
+    for token, curve in zip(order[1:-1], curvature, strict=True):
+        total += curve / sum(curvature)
+        if total > mass:
+            break
+        kept.add(token)
+    return kept
+
+
+def top_a_by_loop(scores: Tensor, top_a: float) -> set[int]:
+    likely = scores.double().softmax(0).tolist()
+    return {token for token, p in enumerate(likely) if p >= top_a * max(likely) ** 2}
+
+
+def _keep(scores: Tensor, kept: set[int]) -> Tensor:
+    dropped = torch.tensor([token not in kept for token in range(len(scores))])
+    return scores.masked_fill(dropped, -torch.inf)
+
+
 @pytest.mark.parametrize("processor", SETTINGS)
-def test_a_batch_of_mixed_settings_scores_every_row_as_transformers_does(processor: str) -> None:
+def test_a_batch_of_mixed_settings_scores_every_row_as_the_reference_does(processor: str) -> None:
     samplings = SETTINGS[processor] * 3
     logits, history = random_logits(len(samplings)), random_history(len(samplings))
 
     scores = TokenChooser(samplings, CPU).score(logits, history)
 
     for row, sampling in enumerate(samplings):
-        expected = score_by_transformers(logits[row], history[row], sampling)
+        expected = score_by_reference(logits[row], *tokens_of(history, row), sampling)
         torch.testing.assert_close(scores[row], expected, rtol=0, atol=0)
 
 
@@ -95,7 +183,11 @@ def test_a_setting_that_all_rows_use_scores_as_in_a_mixed_batch() -> None:
 
 def test_greedy_takes_the_likeliest_token_after_the_repetition_penalty() -> None:
     logits = torch.tensor([[2.0, 3.0, 1.0], [2.0, 3.0, 1.0], [-1.0, -1.5, -9.0]])
-    history = torch.tensor([[1, 1], [1, 1], [0, 0]])
+    history = History(
+        token_ids=torch.tensor([[1, 1], [1, 1], [0, 0]]),
+        begins=torch.zeros(3, 1, dtype=torch.long),
+        answers=torch.ones(3, 1, dtype=torch.long),
+    )
     settings = [GREEDY, PENALISED_GREEDY, PENALISED_GREEDY]
 
     tokens = TokenChooser(settings, CPU).choose(logits, history, torch.zeros(3))
@@ -113,15 +205,16 @@ def test_half_precision_logits_are_scored_in_single_precision() -> None:
     torch.testing.assert_close(scores, logits.float() / 0.7, rtol=0, atol=0)
 
 
-def test_draws_are_as_frequent_as_transformers_scores_say() -> None:
+def test_draws_are_as_frequent_as_the_scores_say() -> None:
     sampling = Sampling(name="hot", temperature=1.5, top_k=12, top_p=0.95)
     logits, history = random_logits(1), random_history(1)
-    probabilities = score_by_transformers(logits[0], history[0], sampling).double().softmax(dim=0)
+    scores = score_by_reference(logits[0], *tokens_of(history, 0), sampling)
+    probabilities = scores.double().softmax(dim=0)
     draws = 20_000
     uniforms = torch.from_numpy(draw_uniforms(2023, "prompt", draws)).float()
 
     tokens = TokenChooser([sampling] * draws, CPU).choose(
-        logits.expand(draws, -1), history.expand(draws, -1), uniforms
+        logits.expand(draws, -1), history.of(torch.zeros(draws, dtype=torch.long)), uniforms
     )
 
     counted = Counter(tokens.tolist())
@@ -177,3 +270,46 @@ def test_noise_differs_by_seed_and_by_prompt() -> None:
     }
 
     assert len(noises) == 9
+
+
+def mirostat_by_loop(logits: Tensor, limit: float) -> tuple[set[int], dict[int, float]]:
+    """Return the tokens that mirostat 2 keeps at a mu, and each one's surprise after that."""
+    likely = logits.double().softmax(0).tolist()
+    first = max(range(len(likely)), key=likely.__getitem__)
+    kept = {token for token, p in enumerate(likely) if -math.log2(p) <= limit} | {first}
+    total = sum(likely[token] for token in kept)
+    return kept, {token: -math.log2(likely[token] / total) for token in kept}
+
+
+@given(tau=st.sampled_from([0.5, 2.0, 5.0, 8.0]), eta=st.sampled_from([0.1, 1.0]))
+def test_mirostat_keeps_what_is_not_too_surprising_and_aims_anew(tau: float, eta: float) -> None:
+    sampling = Sampling(name="mirostat", mirostat_tau=tau, mirostat_eta=eta, temperature=0.9)
+    settings = [GREEDY, sampling, sampling]
+    chooser, history = TokenChooser(settings, CPU), random_history(3)
+    limits = torch.tensor([0.0, 2 * tau, 2 * tau])
+    expected = limits.tolist()
+    for step in range(12):
+        logits = random_logits(3, seed=step)
+        uniforms = torch.rand(3, generator=torch.Generator().manual_seed(step))
+        scores = chooser.score(logits, history, limits)
+        tokens = chooser.choose(logits, history, uniforms, limits).tolist()
+        assert tokens[0] == int(logits[0].argmax())
+        for row in (1, 2):
+            kept, surprise = mirostat_by_loop(logits[row] / 0.9, expected[row])
+            assert set(scores[row].isfinite().nonzero().flatten().tolist()) == kept
+            expected[row] -= eta * (surprise[tokens[row]] - tau)
+        torch.testing.assert_close(limits, torch.tensor(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_mirostat_still_keeps_the_likeliest_when_all_surprise_too_much() -> None:
+    chooser = TokenChooser([Sampling(name="mirostat", mirostat_tau=1.0)], CPU)
+    logits = torch.tensor([[0.1, 0.2, 0.15]])
+    history = random_history(1)
+    assert chooser.choose(logits, history, torch.tensor([0.9]), torch.tensor([-5.0])) == 1
+
+
+def test_what_greedy_decoding_does_not_read_decides_nothing() -> None:
+    warm = Sampling(name="warm", do_sample=False, temperature=0.7, top_k=40)
+    assert warm.what_decides == GREEDY.what_decides
+    assert PENALISED_GREEDY.what_decides != GREEDY.what_decides
+    assert Sampling(name="a", top_p=0.5).what_decides == Sampling(name="b", top_p=0.5).what_decides
