@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -111,7 +111,8 @@ def adapters_attached(
         for group in groups
     ]
     laid = _LaidInputs(blocks)
-    with ExitStack() as stack:
+    handles = []
+    try:
         for offset, position in enumerate(positions):
             adapters = tuple(
                 _Adapters(
@@ -127,8 +128,11 @@ def adapters_attached(
             )
             module = layout.modules[position].module
             hook = partial(_add_adapters, adapters=adapters, laid=laid)
-            stack.callback(module.register_forward_hook(hook).remove)
+            handles.append(module.register_forward_hook(hook))
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
     for own_gradients in gradients:
         for gradient in own_gradients or ():
             gradient.finish()
@@ -176,6 +180,8 @@ class _LaidInputs:
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
+        # It makes autograd record even where nothing that it knows needs a gradient.
+        self.anchor = torch.empty(0, requires_grad=True)
         self._last: tuple[Tensor, list[Tensor]] | None = None
 
     def of(self, inputs: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -198,10 +204,9 @@ def _add_adapters(
     if adapters[0].gradients is None:
         return _add_forward(output, blocks, adapters, laid.blocks)[0]
     # The weights are no inputs of the graph: their gradient is written where the optimizer reads
-    # it. The anchor makes autograd record even where nothing that it knows needs a gradient.
-    anchor = torch.empty(0, requires_grad=True)
+    # it.
     added: Tensor = _AddAdapters.apply(  # type: ignore[no-untyped-call]
-        output, inputs[0], anchor, blocks, adapters, laid.blocks
+        output, inputs[0], laid.anchor, blocks, adapters, laid.blocks
     )
     return added
 

@@ -130,6 +130,15 @@ def lay_in_blocks(
         device: Where they are.
         at_end: Put a smaller group's own entries last among its places instead of first.
     """
+    shapes = tuple((len(groups), max(map(len, groups))) for groups in blocks)
+    end_to_end = np.concatenate([group for groups in blocks for group in groups])
+    if (
+        len(end_to_end) == entries == sum(groups * size for groups, size in shapes)
+        and (end_to_end == np.arange(entries)).all()
+    ):
+        return Blocks(
+            entries=entries, shapes=shapes, gather=None, places=None, members=None, fillers=None
+        )
     gathered: list[Entries] = []
     is_filler: list[NDArray[np.bool_]] = []
     for groups in blocks:
@@ -140,11 +149,9 @@ def lay_in_blocks(
             gathered.append(np.concatenate([filling, group] if at_end else [group, filling]))
             is_filler.append(np.concatenate(filled if at_end else filled[::-1]))
     gather, fills = np.concatenate(gathered), np.concatenate(is_filler)
-    shapes = tuple((len(groups), max(map(len, groups))) for groups in blocks)
     own = np.flatnonzero(~fills)
     order = np.argsort(gather[own], kind="stable")
     members, places = gather[own][order], own[order]
-    is_same = len(gather) == entries and bool((gather == np.arange(entries)).all())
 
     def tensor(values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(device)
@@ -152,8 +159,8 @@ def lay_in_blocks(
     return Blocks(
         entries=entries,
         shapes=shapes,
-        gather=None if is_same else tensor(gather),
-        places=None if is_same else tensor(places),
+        gather=tensor(gather),
+        places=tensor(places),
         members=None if len(members) == entries else tensor(members),
         fillers=tensor(np.flatnonzero(fills)) if fills.any() else None,
     )
