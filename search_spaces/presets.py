@@ -220,12 +220,13 @@ def find_preset(name: str) -> Sampling:
             "leave it out"
         )
     known = (*PRESETS, *FAMILIES)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise SettingError(
-        f"sampling: there is no preset {name!r}; {hint}the presets are {', '.join(PRESETS)}; "
-        f"the families are {', '.join(FAMILIES)}"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else f"the families are {', '.join(FAMILIES)}; docs/search-space.md lists their presets"
     )
+    raise SettingError(f"sampling: there is no preset {name!r}; {hint}")
 
 
 def without_penalties(sampling: Sampling) -> Sampling:
