@@ -7,7 +7,6 @@ line. TOML: one [[fact]] table per fact. In the last two, several values are a l
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import tomllib
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.facts import Fact, FactsError, check_facts
+from data.nearest_name import hint_at
 from data.prompts import cut_answer
 from data.rewordings import reword_for_test, reword_for_training, reword_for_validation
 
@@ -204,8 +204,7 @@ def _read_toml(text: str) -> Iterator[_Row]:
 def _refuse_unknown(place: str, what: str, names: Iterable[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name.lower(), known, n=1)
-            remedy = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            remedy = hint_at(name.lower(), known, otherwise=f"known are {', '.join(known)}")
             raise FactsError(f"{place}: the {what} {name!r} is not known; {remedy}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 
 from data import scoring
@@ -85,7 +85,8 @@ class Learning:
         self._prompts = fact_prompts(self.facts, SEARCHED)
         self._known_facts = self._keep_known(scenario.known_facts)
 
-        self._probe_references = self._ask_base([probe.prompt() for probe in scenario.probes])
+        self._probe_prompts = [probe.prompt() for probe in scenario.probes]
+        self._probe_references = self._ask_base(self._probe_prompts)
         self._probe_verdicts = self._judge_answers(self._probe_references)
         (self._base_nats,) = self._mean_nats([BASE])
         self._new_fact_verdicts = [
@@ -175,7 +176,7 @@ class Learning:
 
         All are asked in one batch, the base too.
         """
-        probes = [reference.answer.prompt for reference in self._probe_references]
+        probes = self._probe_prompts
         asked = [(slot, prompt) for prompt in (*self._prompts, *probes)]
         asked += [(BASE, probe) for probe in probes]
         requests = [
@@ -203,11 +204,12 @@ class Learning:
 
     def fits(self, sampling: Sampling) -> bool:
         """Return whether the model's context has room for a sampling's longest answers."""
-        probes = [reference.answer.prompt for reference in self._probe_references]
-        longest = max(
-            len(self._model.encode_prompt(prompt.text)) for prompt in (*self._prompts, *probes)
-        )
-        return longest + sampling.max_new_tokens <= self._model.context_tokens
+        return self._longest_prompt_tokens + sampling.max_new_tokens <= self._model.context_tokens
+
+    @cached_property
+    def _longest_prompt_tokens(self) -> int:
+        prompts = (*self._prompts, *self._probe_prompts)
+        return max(len(self._model.encode_prompt(prompt.text)) for prompt in prompts)
 
     @staticmethod
     def _samplings(turn: Turn) -> tuple[Sampling, ...]:

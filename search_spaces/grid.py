@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from data.recipes import SettingError
-from search_spaces.presets import name_presets
 from search_spaces.recipe_space import RecipeSpace
 from search_spaces.sampling_space import SamplingSpace
 from search_spaces.settings import Choices, Range, Setting, Value
@@ -28,7 +27,7 @@ def make_grid(space: RecipeSpace, samplings: SamplingSpace) -> Grid:
         )
     values = {
         field.name: _every_value(field.name, space.setting(field.name)) for field in fields(space)
-    } | {"sampling": name_presets(samplings.presets)}
+    } | {"sampling": samplings.presets}
     return {name: each for name, each in values.items() if len(each) > 1}
 
 

@@ -8,10 +8,10 @@ honoured; those that greedy decoding does not read are left out.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import replace
 
+from data.nearest_name import hint_at
 from data.recipes import GREEDY, Sampling, SettingError
 
 # The sixteen after the Preset Arena (commit b071eb0d, 2023-06-24), less what is in _NOT_YET.
@@ -219,13 +219,8 @@ def find_preset(name: str) -> Sampling:
             f"sampling: the preset {name!r} needs {_NOT_YET[name]}, which remember does not have; "
             "leave it out"
         )
-    known = (*PRESETS, *FAMILIES)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = (
-        f"did you mean {near[0]!r}?"
-        if near
-        else f"the families are {', '.join(FAMILIES)}; docs/search-space.md lists their presets"
-    )
+    families = f"the families are {', '.join(FAMILIES)}; docs/search-space.md lists their presets"
+    hint = hint_at(name, (*PRESETS, *FAMILIES), otherwise=families)
     raise SettingError(f"sampling: there is no preset {name!r}; {hint}")
 
 

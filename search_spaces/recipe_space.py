@@ -7,7 +7,19 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from data.recipes import Recipe, SettingError
-from search_spaces.settings import Choices, Range, Setting, Value, bounds, fixed, suggest
+from search_spaces.settings import (
+    Choices,
+    Range,
+    Setting,
+    Value,
+    bounds,
+    contains,
+    fixed,
+    require_number,
+    require_truth_value,
+    require_whole_number,
+    suggest,
+)
 
 FORMAT_SEPARATOR = "+"
 
@@ -82,11 +94,7 @@ class RecipeSpace:
 
     def contains(self, name: str, value: Value) -> bool:
         """Return whether a trial could have this value of a setting."""
-        match self.setting(name):
-            case Range(low=low, high=high):
-                return isinstance(value, int | float) and low <= value <= high
-            case Choices(values=values):
-                return value in values
+        return contains(self.setting(name), value)
 
 
 def lora_without_regret_rate(hidden_size: int) -> float:
@@ -206,15 +214,10 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
         "rehearsal",
         "batch_size",
     ):
-        if isinstance(settings[name], bool) or not isinstance(settings[name], int):
-            raise SettingError(
-                f"{name}: {settings[name]!r} is not allowed; it must be a whole number"
-            )
+        require_whole_number(name, settings[name])
     for name in ("alpha", "learning_rate", "dropout", "weight_decay"):
-        if isinstance(settings[name], bool) or not isinstance(settings[name], int | float):
-            raise SettingError(f"{name}: {settings[name]!r} is not allowed; it must be a number")
-    if not isinstance(settings["rslora"], bool):
-        raise SettingError(f"rslora: {settings['rslora']!r} is not allowed; write true or false")
+        require_number(name, settings[name])
+    require_truth_value("rslora", settings["rslora"])
     return Recipe(**settings)
 
 

@@ -12,7 +12,19 @@ from typing import Any
 
 from data.recipes import TRUNCATIONS, Sampling, SettingError
 from search_spaces.presets import DEFAULT_PRESETS, find_preset, name_presets
-from search_spaces.settings import Choices, Range, Setting, Value, bounds, suggest
+from search_spaces.settings import (
+    Choices,
+    Range,
+    Setting,
+    Value,
+    bounds,
+    contains,
+    is_searched,
+    require_number,
+    require_truth_value,
+    require_whole_number,
+    suggest,
+)
 
 MATRIX = "matrix"
 
@@ -44,6 +56,8 @@ DEFAULT_MATRIX: Mapping[str, Setting] = {
 class SamplingSpace:
     """What a trial's sampling may be: a preset of `presets`, or what `matrix` allows if given.
 
+    Families among the presets are replaced by their own.
+
     Raises:
         SettingError: When it is made, if a preset or a setting does not exist, a value is out of
             its bounds or a range is empty.
@@ -53,7 +67,7 @@ class SamplingSpace:
     matrix: Mapping[str, Setting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        name_presets(self.presets)
+        object.__setattr__(self, "presets", name_presets(self.presets))
         for name, setting in self.matrix.items():
             if name not in _SETTINGS:
                 raise SettingError(
@@ -77,31 +91,24 @@ class SamplingSpace:
                 "start: a point cannot name its sampling where every setting is searched by "
                 "itself; leave it out"
             )
-        presets = name_presets(self.presets)
-        if preset not in presets:
+        if preset not in self.presets:
             raise SettingError(
                 f"sampling: {preset!r} is not allowed; in this study it must be one of "
-                f"{', '.join(presets)}"
+                f"{', '.join(self.presets)}"
             )
         return self.fit(preset)
 
     def fit(self, preset: str) -> dict[str, Value]:
         """Return a preset as settings of a trial: nothing of it that the space does not allow."""
         if not self.matrix:
-            presets = name_presets(self.presets)
-            return {"sampling": preset} if len(presets) > 1 and preset in presets else {}
+            is_one_of_several = len(self.presets) > 1 and preset in self.presets
+            return {"sampling": preset} if is_one_of_several else {}
         sampling = find_preset(preset)
-        fitted: dict[str, Value] = {}
-        for name, setting in self.matrix.items():
-            value = getattr(sampling, name)
-            match setting:
-                case Range(low=low, high=high) if low <= value <= high:
-                    fitted[_PREFIX + name] = value
-                case Choices(values=values) if len(values) > 1 and value in values:
-                    fitted[_PREFIX + name] = value
-                case _:
-                    pass
-        return fitted
+        return {
+            _PREFIX + name: getattr(sampling, name)
+            for name, setting in self.matrix.items()
+            if is_searched(setting) and contains(setting, getattr(sampling, name))
+        }
 
 
 def suggest_sampling(trial: Any, space: SamplingSpace) -> Sampling:
@@ -115,8 +122,7 @@ def suggest_sampling(trial: Any, space: SamplingSpace) -> Sampling:
         space: What may be chosen.
     """
     if not space.matrix:
-        presets = Choices(values=name_presets(space.presets))
-        return find_preset(str(suggest(trial, "sampling", presets)))
+        return find_preset(str(suggest(trial, "sampling", Choices(values=space.presets))))
     values: dict[str, Value] = {}
     for name in _SETTINGS:
         if name in space.matrix and not _is_idle(name, values):
@@ -140,10 +146,9 @@ def _make_sampling(values: Mapping[str, Any]) -> Sampling:
     """
     for name, value in values.items():
         if name == "do_sample":
-            if not isinstance(value, bool):
-                raise SettingError(f"{name}: {value!r} is not allowed; write true or false")
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            raise SettingError(f"{name}: {value!r} is not allowed; it must be a number")
-        elif name in _WHOLE_NUMBERS and not isinstance(value, int):
-            raise SettingError(f"{name}: {value!r} is not allowed; it must be a whole number")
+            require_truth_value(name, value)
+            continue
+        require_number(name, value)
+        if name in _WHOLE_NUMBERS:
+            require_whole_number(name, value)
     return Sampling(name=MATRIX, **values)

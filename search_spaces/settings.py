@@ -80,6 +80,50 @@ def bounds(setting: Setting) -> tuple[Value, ...]:
     return (setting.low, setting.high) if isinstance(setting, Range) else setting.values
 
 
+def contains(setting: Setting, value: Value) -> bool:
+    """Return whether a trial could have this value."""
+    match setting:
+        case Range(low=low, high=high):
+            return isinstance(value, int | float) and low <= value <= high
+        case Choices(values=values):
+            return value in values
+
+
+def is_searched(setting: Setting) -> bool:
+    """Return whether there is anything to choose."""
+    return len(set(bounds(setting))) > 1
+
+
+def require_whole_number(name: str, value: object) -> None:
+    """Refuse anything but a whole number.
+
+    Raises:
+        SettingError: Naming the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SettingError(f"{name}: {value!r} is not allowed; it must be a whole number")
+
+
+def require_number(name: str, value: object) -> None:
+    """Refuse anything but a number.
+
+    Raises:
+        SettingError: Naming the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SettingError(f"{name}: {value!r} is not allowed; it must be a number")
+
+
+def require_truth_value(name: str, value: object) -> None:
+    """Refuse anything but true and false.
+
+    Raises:
+        SettingError: Naming the setting.
+    """
+    if not isinstance(value, bool):
+        raise SettingError(f"{name}: {value!r} is not allowed; write true or false")
+
+
 def suggest(trial: SuggestingTrial, name: str, setting: Setting) -> Value:
     """Return the trial's value of a setting; a fixed one is not asked for."""
     match setting:

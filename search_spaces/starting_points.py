@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from data.nearest_name import hint_at
 from data.recipes import GREEDY, SettingError
 from search_spaces.recipe_space import RecipeSpace, lora_without_regret_rate
 from search_spaces.sampling_space import SamplingSpace
-from search_spaces.settings import Choices, Range, Value, bounds
+from search_spaces.settings import Choices, Range, Value, is_searched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +106,11 @@ def check_point(
         if name == "sampling":
             checked |= samplings.require(str(value))
         elif name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the settings are {', '.join(known)}"
+            settings_are = f"the settings are {', '.join(known)}"
+            hint = hint_at(name, known, otherwise=settings_are, cutoff=0.5)
             raise SettingError(f"start: there is no setting {name!r}; {hint}")
         else:
             space.require(name, value)
-            if len(set(bounds(space.setting(name)))) > 1:
+            if is_searched(space.setting(name)):
                 checked[name] = value
     return checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 
 import optuna
@@ -25,6 +25,7 @@ from objectives.models.devices import use_threads
 from objectives.models.load import load_base_model
 from search_spaces.grid import Grid, count_cells, make_grid
 from search_spaces.recipe_space import RecipeSpace, largest_recipe
+from search_spaces.sampling_space import SamplingSpace
 from search_spaces.settings import Value
 from search_spaces.starting_points import check_point, fit_to_space, starting_points
 from storage.database import StudyStorage
@@ -81,10 +82,9 @@ def run_study(
         context_tokens=base.context_tokens,
         longest_qna_tokens=max(_qna_tokens(fact, base) for fact in scenario.facts),
     )
-    grid = make_grid(space, spec.sampling_space) if spec.sampler == "grid" else None
-    start = [check_point(point, space, spec.sampling_space) for point in spec.start]
-    if start and grid is not None:
-        raise ConfigurationError("start: a grid tries every point anyway; leave it out")
+    samplings = spec.sampling_space
+    grid = make_grid(space, samplings) if spec.sampler == "grid" else None
+    first_points = _first_points(spec, space, samplings, base)
     stored = read_stored(place)
     slots = (
         _slots_to_start(spec, base, scenario, space, announce) if stored is None else stored.slots
@@ -111,7 +111,7 @@ def run_study(
         recorder = Recorder(storage, place.name)
         recorder.create_study_record(
             config=spec.model_dump_json(),
-            fingerprint=_fingerprint(spec, scenario, base, space),
+            fingerprint=_fingerprint(spec, scenario, base, space, samplings),
             slots=slots,
             seed=spec.seed,
         )
@@ -126,13 +126,13 @@ def run_study(
                 trials=spec.trials if grid is None else min(spec.trials, count_cells(grid)),
                 seed=spec.seed,
                 space=space,
-                samplings=spec.sampling_space,
+                samplings=samplings,
                 pruner=_make_pruner(spec, reference, len(learning.facts)),
                 checkpoints=place.checkpoints,
                 reference=reference,
                 flat_trials=spec.flat_trials,
             ),
-            study=_open_optuna_study(storage, spec, place.name, space, base, grid, start),
+            study=_open_optuna_study(storage, spec, place.name, grid, first_points),
             storage=storage,
             learning=learning,
             recorder=recorder,
@@ -223,7 +223,11 @@ def _qna_tokens(fact: Fact, base: BaseModel) -> int:
 
 
 def _fingerprint(
-    spec: StudySpec, scenario: Scenario, base: BaseModel, space: RecipeSpace
+    spec: StudySpec,
+    scenario: Scenario,
+    base: BaseModel,
+    space: RecipeSpace,
+    samplings: SamplingSpace,
 ) -> dict[str, str]:
     """Return what may not change within a study, each part short enough to be shown."""
     return {
@@ -231,8 +235,7 @@ def _fingerprint(
         "model": " ".join((base.name, base.digest[-12:], *_unusual_precision(base))),
         "space": _digest(repr(space)),
         "sampling": _digest(
-            json.dumps(spec.sampling)
-            + (repr(spec.sampling_space.matrix) if spec.sampling_space.matrix else "")
+            json.dumps(spec.sampling) + (repr(samplings.matrix) if samplings.matrix else "")
         ),
         "pruner": _digest(spec.pruner.model_dump_json()),
         "reference": _digest(spec.reference.model_dump_json()),
@@ -261,14 +264,36 @@ def _make_pruner(spec: StudySpec, reference: Reference, facts: int) -> Successiv
     )
 
 
+def _first_points(
+    spec: StudySpec, space: RecipeSpace, samplings: SamplingSpace, base: BaseModel
+) -> dict[str, dict[str, Value]]:
+    """Return the settings of the points to try first by name: the study file's, then our own.
+
+    Raises:
+        SettingError: If no trial could be a point of the study file.
+        ConfigurationError: If there are such points and a grid tries them all anyway.
+    """
+    own = {
+        f"study file, {number}": check_point(point, space, samplings)
+        for number, point in enumerate(spec.start, start=1)
+    }
+    if spec.sampler != "grid":
+        hidden_size = int(base.model.config.hidden_size)
+        return own | {
+            point.name: fit_to_space(point, space, samplings)
+            for point in starting_points(hidden_size)
+        }
+    if own:
+        raise ConfigurationError("start: a grid tries every point anyway; leave it out")
+    return {}
+
+
 def _open_optuna_study(
     storage: StudyStorage,
     spec: StudySpec,
     name: str,
-    space: RecipeSpace,
-    base: BaseModel,
     grid: Grid | None,
-    start: Sequence[dict[str, Value]],
+    first_points: Mapping[str, Mapping[str, Value]],
 ) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -279,10 +304,7 @@ def _open_optuna_study(
         load_if_exists=True,
     )
     study.set_metric_names(["judged recall", "knowledge loss"])
-    if grid is None and not study.get_trials(deepcopy=False):
-        for number, own in enumerate(start, start=1):
-            study.enqueue_trial(own, user_attrs={"starting_point": f"study file, {number}"})
-        for point in starting_points(int(base.model.config.hidden_size)):
-            settings = fit_to_space(point, space, spec.sampling_space)
-            study.enqueue_trial(settings, user_attrs={"starting_point": point.name})
+    if not study.get_trials(deepcopy=False):
+        for point, settings in first_points.items():
+            study.enqueue_trial(dict(settings), user_attrs={"starting_point": point})
     return study

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from pydantic import (
     field_validator,
 )
 
+from data.nearest_name import hint_at
 from data.recipes import SettingError
 from search_spaces.presets import DEFAULT_PRESETS, name_presets
 from search_spaces.recipe_space import RecipeSpace, SpaceName, named_space
@@ -250,6 +250,5 @@ def _keys_of(place: Sequence[str]) -> Iterable[str]:
 
 def _unknown(field: str, key: str, known: Iterable[str]) -> str:
     names = sorted(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(names)}"
+    hint = hint_at(key, names, otherwise=f"the keys are {', '.join(names)}", cutoff=0.5)
     return f"{field}: there is no such key; {hint}"

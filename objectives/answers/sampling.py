@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from data.recipes import Sampling
+from data.recipes import TRUNCATIONS, Sampling
 
 Warp = Callable[[Tensor, Tensor], Tensor]
 
@@ -84,52 +84,48 @@ class TokenChooser:
         """Prepare the settings; `samplings` are those of the rows, in order."""
 
         def setting(
-            uses: Callable[[Sampling], bool], value: Callable[[Sampling], float]
+            name: str,
+            off: float,
+            convert: Callable[[float], float] = float,
+            *,
+            also_when_greedy: bool = False,
         ) -> _PerRow:
-            rows = [row for row, sampling in enumerate(samplings) if uses(sampling)]
-            values = [[value(samplings[row])] for row in rows]
+            rows = [
+                row
+                for row, sampling in enumerate(samplings)
+                if (sampling.do_sample or also_when_greedy) and getattr(sampling, name) != off
+            ]
+            values = [[convert(getattr(samplings[row], name))] for row in rows]
             return _PerRow(
                 rows=torch.tensor(rows, dtype=torch.long, device=device),
                 values=torch.tensor(values, dtype=torch.float32, device=device).reshape(-1, 1),
             )
 
+        def truncation(name: str, convert: Callable[[float], float] = float) -> _PerRow:
+            return setting(name, TRUNCATIONS[name], convert)
+
         self._encoder_penalty = setting(
-            lambda s: s.encoder_repetition_penalty != 1, lambda s: 1 / s.encoder_repetition_penalty
+            "encoder_repetition_penalty", 1, lambda penalty: 1 / penalty, also_when_greedy=True
         )
-        self._penalty = setting(
-            lambda s: s.repetition_penalty != 1, lambda s: s.repetition_penalty
-        )
-        self._ngram_sizes = setting(
-            lambda s: s.no_repeat_ngram_size > 0, lambda s: s.no_repeat_ngram_size
-        )
+        self._penalty = setting("repetition_penalty", 1, also_when_greedy=True)
+        self._ngram_sizes = setting("no_repeat_ngram_size", 0, also_when_greedy=True)
         self._warps: tuple[tuple[Warp, _PerRow], ...] = (
-            (
-                scale_by_temperature,
-                setting(lambda s: s.do_sample and s.temperature != 1, lambda s: s.temperature),
-            ),
-            (keep_top_k, setting(lambda s: s.do_sample and s.top_k > 0, lambda s: s.top_k)),
+            (scale_by_temperature, setting("temperature", 1)),
+            (keep_top_k, truncation("top_k")),
             # The dropped share is subtracted here, in double precision, as transformers does.
-            (keep_top_p, setting(lambda s: s.do_sample and s.top_p < 1, lambda s: 1 - s.top_p)),
-            (keep_min_p, setting(lambda s: s.do_sample and s.min_p > 0, lambda s: s.min_p)),
-            (
-                keep_typical,
-                setting(lambda s: s.do_sample and s.typical_p < 1, lambda s: s.typical_p),
-            ),
-            (
-                keep_above_epsilon,
-                setting(
-                    lambda s: s.do_sample and s.epsilon_cutoff > 0, lambda s: s.epsilon_cutoff
-                ),
-            ),
-            (
-                keep_above_eta,
-                setting(lambda s: s.do_sample and s.eta_cutoff > 0, lambda s: s.eta_cutoff),
-            ),
-            (keep_tail_free, setting(lambda s: s.do_sample and s.tfs < 1, lambda s: s.tfs)),
-            (keep_top_a, setting(lambda s: s.do_sample and s.top_a > 0, lambda s: s.top_a)),
+            (keep_top_p, truncation("top_p", lambda top_p: 1 - top_p)),
+            (keep_min_p, truncation("min_p")),
+            (keep_typical, truncation("typical_p")),
+            (keep_above_epsilon, truncation("epsilon_cutoff")),
+            (keep_above_eta, truncation("eta_cutoff")),
+            (keep_tail_free, truncation("tfs")),
+            (keep_top_a, truncation("top_a")),
         )
-        self._surprise_aimed_at = setting(lambda s: s.mirostat_tau > 0, lambda s: s.mirostat_tau)
-        self._surprise_rates = setting(lambda s: s.mirostat_tau > 0, lambda s: s.mirostat_eta)
+        self._surprise_aimed_at = setting("mirostat_tau", 0)
+        self._surprise_rates = torch.tensor(
+            [[samplings[row].mirostat_eta] for row in self._surprise_aimed_at.rows.tolist()],
+            device=device,
+        ).reshape(-1, 1)
         self._drawn = torch.tensor(
             [row for row, sampling in enumerate(samplings) if sampling.do_sample],
             dtype=torch.long,
@@ -192,7 +188,7 @@ class TokenChooser:
         rows = self._surprise_aimed_at.rows
         if surprise_limits is not None and len(rows):
             surprise = surprise_in_bits(scores[rows], tokens[rows, None])
-            excess = self._surprise_rates.values * (surprise - self._surprise_aimed_at.values)
+            excess = self._surprise_rates * (surprise - self._surprise_aimed_at.values)
             surprise_limits[rows] -= excess.squeeze(1)
         return tokens
 

@@ -204,7 +204,7 @@ def _add_adapters(
     if adapters[0].gradients is None:
         return _add_forward(output, blocks, adapters, laid.blocks)[0]
     # The weights are no inputs of the graph: their gradient is written where the optimizer reads
-    # it.
+    # it. Torch does not type what makes its function of the class.
     added: Tensor = _AddAdapters.apply(  # type: ignore[no-untyped-call]
         output, inputs[0], laid.anchor, blocks, adapters, laid.blocks
     )

@@ -58,11 +58,13 @@ def lay_out_pass(
 
     Slots are padded to others of their group only, where a group of their own would cost more.
     """
+    ranks = {slot: slot_weights.rank(slot) for slot in steps}
+    tokens = {slot: count_predicted(step.batch) for slot, step in steps.items()}
     groups = [
         sorted(group, key=slot_weights.place)
         for group in group_slots(
-            {slot: slot_weights.rank(slot) for slot in steps},
-            {slot: count_predicted(step.batch) for slot, step in steps.items()},
+            ranks,
+            tokens,
             slot_weights.layout,
             device_type=base.device.type,
         )
@@ -96,7 +98,7 @@ def lay_out_pass(
         adapters.append(replace(own, gradients=written, dropout=dropout))
         for slot, gradient in zip(group, written, strict=True):
             gradients[slot] = slot_weights.part(gradient, slot, first_column=first_column)
-            padding_of[slot] = entries_per_slot - count_predicted(steps[slot].batch)
+            padding_of[slot] = entries_per_slot - tokens[slot]
     return TrainingPass(
         inputs=inputs,
         positions=positions,
@@ -108,9 +110,7 @@ def lay_out_pass(
             padded.weights.shape[1] * slots_of * entries
             for padded, (slots_of, entries) in zip(adapters, blocks.shapes, strict=True)
         ),
-        own_work=sum(
-            slot_weights.rank(slot) * count_predicted(step.batch) for slot, step in steps.items()
-        ),
+        own_work=sum(ranks[slot] * tokens[slot] for slot in steps),
     )
 
 

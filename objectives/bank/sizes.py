@@ -34,7 +34,7 @@ def group_slots(
         layout: Of the adapters' weights.
         device_type: What computes: `cpu` or `cuda`.
     """
-    per_module = _PADDING_WORTH_A_GROUP.get(device_type, 2.5e6)
+    per_module = _PADDING_WORTH_A_GROUP.get(device_type, _PADDING_WORTH_A_GROUP["cpu"])
     worth = per_module * len(layout.modules) / layout.width  # in entries x ranks
     most_tokens = max(tokens.values())
     return [

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from objectives.models.blocks import Blocks
-from objectives.models.short_rows import attend_in_short_rows, suits_short_rows
+from objectives.models.short_rows import attend_in_short_rows, hide_unseen, suits_short_rows
 
 PACKED_ATTENTION = "remember_packed"
 
@@ -36,19 +35,43 @@ class Attention:
 
 
 class PassAttention:
-    """What attention needs in one pass: where rows are, and the cache that gets their keys."""
+    """What attention needs in one pass: where rows are, and the cache that gets their keys.
+
+    What all layers need is made once.
+    """
 
     def __init__(self, attention: Attention, cache: DynamicCache | None) -> None:
         self.attention = attention
         self.cache = cache
         self._per_head: dict[tuple[int, int], Blocks] = {}
+        self._masks: dict[int | None, Sequence[Tensor | None]] = {}
+        self._hidden: dict[int | None, list[Tensor]] = {}
 
     def per_head(self, blocks: Blocks, states: Tensor) -> Blocks:
-        """Return how states (1, heads, ..) lie in blocks by head; made once for all layers."""
+        """Return how states (1, heads, ..) lie in blocks by head."""
         key = id(blocks), states.shape[1]
         if key not in self._per_head:
             self._per_head[key] = blocks.per_head(states.shape[1], states.device)
         return self._per_head[key]
+
+    def masks(self, window: int | None, device: torch.device) -> Sequence[Tensor | None]:
+        """Return which keys of a block each query sees within a window; None for all before it."""
+        if window not in self._masks:
+            sizes = [size for _, size in self.attention.keys.shapes]
+            self._masks[window] = self.attention.masks or [
+                _sliding_mask(window, size, device) for size in sizes
+            ]
+        return self._masks[window]
+
+    def hidden(self, window: int | None, like: Tensor) -> list[Tensor]:
+        """Return `hide_unseen` of every block of rows that share nothing."""
+        if window not in self._hidden:
+            masks = self.masks(window, like.device)
+            self._hidden[window] = [
+                hide_unseen(size, mask, like)
+                for (_, size), mask in zip(self.attention.keys.shapes, masks, strict=True)
+            ]
+        return self._hidden[window]
 
 
 class _Lay(torch.autograd.Function):
@@ -60,8 +83,8 @@ class _Lay(torch.autograd.Function):
         return blocks.lay(entries)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.blocks.collect(gradients[0]), None  # type: ignore[attr-defined]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.blocks.collect(gradients[0]), None
 
 
 class _Collect(torch.autograd.Function):
@@ -73,8 +96,8 @@ class _Collect(torch.autograd.Function):
         return blocks.collect(places)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.blocks.lay_gradient(gradients[0]), None  # type: ignore[attr-defined]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.blocks.lay_gradient(gradients[0]), None
 
 
 def _attend_packed(
@@ -102,21 +125,18 @@ def _attend_packed(
         kwargs: What the model's own attention gets.
     """
     attention = packed_attention.attention
-    masks: Sequence[Tensor | None] = attention.masks
-    if not masks:
-        masks = [
-            _sliding_mask(sliding_window, size, query.device) for _, size in attention.keys.shapes
-        ]
-        if suits_short_rows(module, query, key, attention.keys, kwargs):
-            attended = attend_in_short_rows(
-                _rows_of_heads(query),
-                _rows_of_heads(key),
-                _rows_of_heads(value),
-                packed_attention.per_head(attention.keys, query),
-                masks,
-                kwargs["scaling"],
-            )
-            return attended.view(1, -1, query.shape[1], attended.shape[-1]), None
+    shares_nothing = not attention.masks
+    if shares_nothing and suits_short_rows(module, query, key, attention.keys, kwargs):
+        attended = attend_in_short_rows(
+            _rows_of_heads(query),
+            _rows_of_heads(key),
+            _rows_of_heads(value),
+            packed_attention.per_head(attention.keys, query),
+            packed_attention.hidden(sliding_window, query),
+            kwargs["scaling"],
+        )
+        return attended.view(1, -1, query.shape[1], attended.shape[-1]), None
+    masks = packed_attention.masks(sliding_window, query.device)
     query_blocks, key_blocks, value_blocks = (
         _lay(states, packed_attention.per_head(blocks, states))
         for states, blocks in (
@@ -132,10 +152,11 @@ def _attend_packed(
         key_blocks = [key_rows.index_select(0, rows) for rows in rows_of_block]
         value_blocks = [value_rows.index_select(0, rows) for rows in rows_of_block]
     outputs = [
-        sdpa_attention_forward(module, *blocks, mask, **kwargs)[0].flatten(0, 1)
+        sdpa_attention_forward(module, *blocks, mask, **kwargs)[0]
         for *blocks, mask in zip(query_blocks, key_blocks, value_blocks, masks, strict=True)
     ]
-    places = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    places = attention.queries.join(outputs)
+    # Torch does not type what makes its functions of these classes, here and below.
     collected: Tensor = _Collect.apply(places, attention.queries)  # type: ignore[no-untyped-call]
     return collected[None], None
 

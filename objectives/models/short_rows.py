@@ -51,30 +51,34 @@ def attend_in_short_rows(
     key: Tensor,
     value: Tensor,
     blocks: Blocks,
-    masks: Sequence[Tensor | None],
+    hidden: Sequence[Tensor],
     scaling: float,
 ) -> Tensor:
-    """Return the attention (entries, features) of each entry to those before it in its group.
+    """Return the attention (entries, features) of each entry to those it sees in its group.
 
     Args:
         query: (entries, features), as `key` and `value`. An entry is a token of one head.
         key: What queries are compared with.
         value: What is averaged.
         blocks: Each group is a row of one head.
-        masks: Which keys (.., queries, keys) of a block each query sees; None for all before it.
+        hidden: What each block hides, by `hide_unseen`.
         scaling: What products are multiplied by.
     """
-    hidden = [
-        _hide(size, mask, query) for (_, size), mask in zip(blocks.shapes, masks, strict=True)
-    ]
+    # Torch does not type what makes its function of the class.
     attended: Tensor = _AttendInRows.apply(  # type: ignore[no-untyped-call]
         query, key, value, blocks, hidden, scaling
     )
     return attended
 
 
-def _hide(size: int, mask: Tensor | None, like: Tensor) -> Tensor:
-    """Return (1, queries, keys): zero where a key is seen, minus infinity where it is not."""
+def hide_unseen(size: int, mask: Tensor | None, like: Tensor) -> Tensor:
+    """Return (1, queries, keys): zero where a key is seen, minus infinity where it is not.
+
+    Args:
+        size: The entries of a group.
+        mask: Which keys (.., queries, keys) each query sees; None for all that come before it.
+        like: A tensor of the same dtype and device.
+    """
     seen = torch.ones(size, size, dtype=torch.bool).tril() if mask is None else mask.view(size, -1)
     return like.new_zeros(1, size, size).masked_fill_(~seen, float("-inf"))
 

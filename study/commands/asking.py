@@ -89,7 +89,7 @@ def measure(
     presets: Annotated[
         str | None,
         typer.Option(
-            help="Also under these sampling presets: “all”, or names and families with commas."
+            help="Under these sampling presets instead: “all”, or names and families with commas."
         ),
     ] = None,
     storage: StorageOption = None,
@@ -118,15 +118,12 @@ def measure(
     check_lengths(scenario, base)
     rank = 1 if adapter is None else adapter_rank(adapter)
     learning = Learning(base, scenario, judge=Matcher(), slots=1, max_rank=rank)
-    if samplings is not None:
-        assert adapter is not None
-        learning.bank.load(0, adapter)
-        _measure_samplings(learning, samplings, as_json=as_json)
-        return
-    measured = learning.base
     if adapter is not None:
         learning.bank.load(0, adapter)
-        measured = learning.measure_everything(0)
+    if samplings is not None:
+        _measure_samplings(learning, samplings, as_json=as_json)
+        return
+    measured = learning.base if adapter is None else learning.measure_everything(0)
     if as_json:
         results.print_json(json.dumps(_as_json(measured, learning, adapter)))
     else:

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import MistralConfig, MistralForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from objectives.answers.cache import join_states, keeps_everything, make_cache, take_states
@@ -137,15 +136,8 @@ def test_rows_join_on_the_right_behind_zeros(talking_base: BaseModel) -> None:
         assert layer.values[:, 0, :, 0].tolist() == [[0, 2, 2, 2], [0, 2, 2, 2], [0, 0, 0, 8]]
 
 
-def test_a_sliding_window_does_not_keep_everything(talking_base: BaseModel) -> None:
-    config = MistralConfig(
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        vocab_size=8,
-        sliding_window=4,
-    )
+def test_a_sliding_window_does_not_keep_everything(
+    talking_base: BaseModel, windowed_base: BaseModel
+) -> None:
     assert keeps_everything(make_cache(talking_base.model))
-    assert not keeps_everything(make_cache(MistralForCausalLM(config)))
+    assert not keeps_everything(make_cache(windowed_base.model))

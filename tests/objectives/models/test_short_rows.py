@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from objectives.models.blocks import lay_in_blocks
 from objectives.models.packed_attention import _sliding_mask
-from objectives.models.short_rows import attend_in_short_rows, suits_short_rows
+from objectives.models.short_rows import attend_in_short_rows, hide_unseen, suits_short_rows
 
 CPU = torch.device("cpu")
 HEADS, FEATURES = 3, 4
@@ -44,7 +44,9 @@ def test_it_equals_attention_to_each_row_alone(
         key,
         value,
         blocks=blocks.per_head(HEADS, CPU),
-        masks=[_sliding_mask(window, size, CPU) for _, size in blocks.shapes],
+        hidden=[
+            hide_unseen(size, _sliding_mask(window, size, CPU), query) for _, size in blocks.shapes
+        ],
         scaling=0.7,
     ).view_as(weights)
     expected = torch.cat(
