@@ -18,7 +18,12 @@ _LABELS: dict[Label, str] = {
     "unjudged": "unjudged",
 }
 
-_TARGETS = {"attention": "attention", "mlp": "feed-forward", "all": "all linear layers"}
+_TARGETS = {
+    "query+value": "query and value",
+    "attention": "attention",
+    "mlp": "feed-forward",
+    "all": "all linear layers",
+}
 
 
 def say_share(value: float | None) -> str:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-TargetModules = Literal["attention", "mlp", "all"]
+# `query+value` are the two modules that the first LoRA tools trained.
+TargetModules = Literal["query+value", "attention", "mlp", "all"]
 TARGET_MODULES: tuple[TargetModules, ...] = get_args(TargetModules)
 
 TrainingFormat = Literal["statement", "plain", "qna", "conversation"]

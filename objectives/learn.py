@@ -40,14 +40,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """A slot whose adapter is to be measured: greedily, and then under `sampling` if it is given.
+    """A slot whose adapter is to be measured: greedily, and then under each of `samplings`.
 
-    `noise_seed` fixes the sampling's draws.
+    `noise_seed` fixes the samplings' draws.
     """
 
     slot: int
     noise_seed: int
-    sampling: Sampling | None = None
+    samplings: tuple[Sampling, ...] = ()
 
 
 class Learning:
@@ -111,10 +111,10 @@ class Learning:
         return tuple(document.text for document in documents)
 
     def measure(self, turns: Sequence[Turn]) -> list[tuple[Measured, ...]]:
-        """Return for every turn its greedy measurement, then the one under its own sampling.
+        """Return for every turn its greedy measurement, then those under its own samplings.
 
         All slots are asked in one batch. Under a sampling only recall is asked anew; knowledge
-        loss and drift repeat the greedy values.
+        loss and drift repeat the greedy values. Greedy decoding is not measured twice.
         """
         requests = [
             Request(prompt=prompt, slot=turn.slot, sampling=sampling, seed=turn.noise_seed)
@@ -213,9 +213,7 @@ class Learning:
 
     @staticmethod
     def _samplings(turn: Turn) -> tuple[Sampling, ...]:
-        if turn.sampling is None or turn.sampling == GREEDY:
-            return (GREEDY,)
-        return (GREEDY, turn.sampling)
+        return (GREEDY, *(sampling for sampling in turn.samplings if sampling != GREEDY))
 
     def _keep_known(self, facts: Sequence[KnownFact]) -> tuple[KnownFact, ...]:
         """Return those the base answers right: only what is known can be rehearsed."""

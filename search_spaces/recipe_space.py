@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from data.recipes import Recipe, SettingError
+from data.recipes import TARGET_MODULES, Recipe, SettingError
 from search_spaces.settings import (
     Choices,
     Range,
@@ -138,10 +138,12 @@ def named_space(
         case "full":
             return replace(
                 default,
+                epochs=Range(low=3, high=24),
                 rank=Choices(values=(1, 4, 8, 16, 32, 64)),
                 alpha=Choices(values=(8, 16, 32, 64, 128)),
                 learning_rate=_rates(advised / 10, advised * 10),
-                batch_size=Choices(values=(1, 2, 4, 8, 16)),
+                target_modules=Choices(values=TARGET_MODULES),
+                batch_size=Choices(values=(1, 2, 4, 8, 16, 128)),
                 packing=Choices(values=("separate", "joined")),
                 rslora=Choices(values=(False, True)),
                 dropout=Choices(values=(0.0, 0.05, 0.1)),

@@ -19,12 +19,20 @@ from storage.records import (
     Costs,
     MeasurementRecord,
     Purpose,
+    SittingRecord,
     StudyRecord,
     StudySummary,
     TrialRecord,
     TrialState,
 )
-from storage.tables import AnswerRow, MeasurementRow, PromptRow, StudyRow, TrialRow
+from storage.tables import (
+    AnswerRow,
+    MeasurementRow,
+    PromptRow,
+    SittingRow,
+    StudyRow,
+    TrialRow,
+)
 
 _MEASUREMENT = TypeAdapter(Measurement)
 _PROMPT = TypeAdapter(Prompt)
@@ -107,6 +115,30 @@ def list_studies(storage: StudyStorage) -> tuple[StudySummary, ...]:
             )
             for row in session.scalars(select(StudyRow).order_by(StudyRow.name))
         )
+
+
+def read_sittings(storage: StudyStorage, name: str) -> tuple[SittingRecord, ...]:
+    """Return the sittings of a study in order of their beginning; none if it does not exist."""
+    with storage.begin_read() as session:
+        rows = session.scalars(
+            select(SittingRow).filter_by(study=name).order_by(SittingRow.began_at_seconds)
+        )
+        return tuple(
+            SittingRecord(
+                owner=row.owner,
+                device=row.device,
+                began_at_seconds=row.began_at_seconds,
+                seen_at_seconds=row.seen_at_seconds,
+            )
+            for row in rows
+        )
+
+
+def count_ended_epochs(storage: StudyStorage, name: str) -> int:
+    """Return how many epochs the ended trials of a study have trained in all."""
+    with storage.begin_read() as session:
+        total = select(func.coalesce(func.sum(TrialRow.last_epoch), 0)).filter_by(study=name)
+        return int(session.scalar(total) or 0)
 
 
 def _read_measurements(

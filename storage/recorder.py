@@ -19,7 +19,15 @@ from storage.database import StorageError, StudyNotFound, StudyStorage
 from storage.encoding import encode
 from storage.leases import Lease, check_lease
 from storage.records import Costs, Ending, Purpose
-from storage.tables import AnswerRow, MeasurementRow, PromptRow, StudyRow, TrialRow
+from storage.tables import (
+    AnswerRow,
+    MeasurementRow,
+    PromptRow,
+    SittingRow,
+    StudyRow,
+    TrialRow,
+    database_seconds,
+)
 
 
 class FingerprintMismatch(StorageError):
@@ -169,6 +177,27 @@ class Recorder:
                     last_epoch=costs.last_epoch,
                     highest_learning_rate=costs.highest_learning_rate,
                 )
+            )
+
+    def begin_sitting(self, *, owner: str, device: str) -> int:
+        """Record that a worker begins, and return the sitting's id.
+
+        Raises:
+            StudyNotFound: If the study has no record yet.
+        """
+        with self._begin(None) as session:
+            row = SittingRow(study=self._study, owner=owner, device=device)
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def prolong_sitting(self, sitting_id: int) -> None:
+        """Record that the worker of a sitting is still there."""
+        with self._storage.begin_write() as session, session.begin():
+            session.execute(
+                update(SittingRow)
+                .filter_by(study=self._study, id=sitting_id)
+                .values(seen_at_seconds=database_seconds())
             )
 
     def set_adapter(self, measurement_id: int, adapter: str | None) -> None:

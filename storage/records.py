@@ -62,6 +62,16 @@ class TrialRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SittingRecord:
+    """A worker's time at a study, in seconds since 1970 by the database's clock."""
+
+    owner: str
+    device: str
+    began_at_seconds: float
+    seen_at_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyRecord:
     """A study with everything measured in it; trials are in order of their Optuna numbers.
 

@@ -95,6 +95,19 @@ class LeaseRow(Row):
     expires_at_seconds: Mapped[float] = mapped_column(Double)
 
 
+class SittingRow(Row):
+    """A worker's time at a study, by the database's clock: from its start to its last sign."""
+
+    __tablename__ = "remember_sittings"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study: Mapped[str] = mapped_column(_StudyName, ForeignKey(StudyRow.name, ondelete="CASCADE"))
+    owner: Mapped[str] = mapped_column(String(512))
+    device: Mapped[str] = mapped_column(String(64))
+    began_at_seconds: Mapped[float] = mapped_column(Double, default=database_seconds())
+    seen_at_seconds: Mapped[float] = mapped_column(Double, default=database_seconds())
+
+
 class TrialRow(Row):
     """A trial by its Optuna number; costs are NULL until it ends."""
 

@@ -35,8 +35,8 @@ class AdapterShelf:
         self._folder = folder.absolute()
         self._reference = reference
 
-    def update(self, bank: Bank, slots: dict[int, int]) -> None:
-        """Export what joined the front and remove what left it.
+    def update(self, bank: Bank, slots: dict[int, int]) -> tuple[Point, ...]:
+        """Export what joined the front and remove what left it; return all points of the study.
 
         Args:
             bank: Where the adapters are.
@@ -57,6 +57,7 @@ class AdapterShelf:
             if point.adapter is not None and (point.trial, point.epoch) not in kept:
                 self._recorder.set_adapter(point.measurement_id, None)
                 shutil.rmtree(self._path(point), ignore_errors=True)
+        return points
 
     def _wanted(self, points: Sequence[Point]) -> list[Point]:
         """Return the front, and the best members with and without rehearsal to compare them."""

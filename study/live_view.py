@@ -78,6 +78,10 @@ class LiveView:
         style = {"complete": "green", "pruned": "yellow", "failed": "red"}[state]
         self._add(Text(f"trial {number} {state}" + (f": {reason}" if reason else ""), style=style))
 
+    def stopped_early(self, reason: str) -> None:
+        """Leave a line about the reason behind."""
+        self._console.print(Text(reason), soft_wrap=True)
+
     def sitting_ended(self, effort: Effort) -> None:
         """Leave a line about speed behind."""
         if effort.trained_tokens == 0:

@@ -55,23 +55,14 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SuccessiveHalving:
-    """The pruner: `first_rung_tokens * reduction**k` trained tokens make rung k.
+class Rungs:
+    """When running trials are measured: at the first epoch's end after so much work.
 
-    A rung with fewer than `minimum_entries` vectors does not decide. Higher recall and lower
-    knowledge loss are better; NaN or infinite vectors are pruned at once.
+    `first_rung_tokens * reduction**k` trained tokens make rung k.
     """
 
-    reference: Reference
     first_rung_tokens: int
     reduction: int = 3
-    minimum_entries: int = 4
-
-    @property
-    def stamp(self) -> str:
-        """Return what makes vectors comparable."""
-        box = self.reference
-        return f"{MEASUREMENT_VERSION}/{box.recall:.6f}/{box.knowledge_loss:.6f}"
 
     def rungs_reached(self, trained_tokens: int) -> int:
         """Return how many rungs a trial has reached; 0 before the first."""
@@ -81,6 +72,20 @@ class SuccessiveHalving:
         while trained_tokens >= self.first_rung_tokens * self.reduction**rungs:
             rungs += 1
         return rungs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuccessiveHalving:
+    """The pruner of a study with two objectives.
+
+    Of the vectors at a rung the best 1 / `reduction` go on. A rung with fewer than
+    `minimum_entries` vectors does not decide. Higher recall and lower knowledge loss are better;
+    NaN or infinite vectors are pruned at once.
+    """
+
+    reference: Reference
+    reduction: int = 3
+    minimum_entries: int = 4
 
     def decide(self, newcomer: RungVector, others: Sequence[RungVector]) -> Decision:
         """Return whether a trial goes on from a rung.
@@ -151,6 +156,12 @@ class SuccessiveHalving:
             taken = set(front)
             left = [index for i, index in enumerate(left) if i not in taken]
         return order
+
+
+def make_stamp(reference: Reference) -> str:
+    """Return what makes the vectors of two trials comparable."""
+    box = reference
+    return f"{MEASUREMENT_VERSION}/{box.recall:.6f}/{box.knowledge_loss:.6f}"
 
 
 def vectors_at_rung(rung: int, vectors: Mapping[int, Sequence[RungVector]]) -> list[RungVector]:

@@ -19,6 +19,7 @@ from optuna.samplers import (
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.grid import Grid
+from study.asked_trials import asked_index
 from study.seeds import derive_seed
 
 STARTUP_TRIALS = 12
@@ -31,7 +32,8 @@ class SeededSampler(BaseSampler):
 
     `tpe` is multivariate, grouped and with constant liar. A sampler that is seeded once starts its
     random numbers again in every process, and then repeats its first points. This one depends on
-    the study's seed and the trial's index only (and on what the method has seen so far).
+    the study's seed and the trial's index among the asked ones only (and on what the method has
+    seen so far).
     """
 
     def __init__(
@@ -52,13 +54,13 @@ class SeededSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return the joint space of the settings, as the method groups them."""
-        return self._of(trial).infer_relative_search_space(study, trial)
+        return self._of(study, trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the jointly drawn settings."""
-        sampler = self._of(trial)
+        sampler = self._of(study, trial)
         # The groups that sampling goes by are found while inferring.
         sampler.infer_relative_search_space(study, trial)
         return sampler.sample_relative(study, trial, search_space)
@@ -71,12 +73,12 @@ class SeededSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Return one setting drawn alone, as in the start-up trials."""
-        seed = derive_seed(self._seed(trial), len(trial.params), "sampler")
+        seed = derive_seed(self._seed(study, trial), len(trial.params), "sampler")
         return self._make(seed).sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Let a grid choose the trial's cell."""
-        self._of(trial).before_trial(study, trial)
+        self._of(study, trial).before_trial(study, trial)
 
     def after_trial(
         self,
@@ -88,13 +90,14 @@ class SeededSampler(BaseSampler):
         """Let the method note what it needs of an ended trial."""
         # A grid would stop Optuna's own loop here, which is not the one that runs.
         if self._method != "grid":
-            self._of(trial).after_trial(study, trial, state, values)
+            self._of(study, trial).after_trial(study, trial, state, values)
 
-    def _seed(self, trial: FrozenTrial) -> int:
-        return derive_seed(self._study_seed, trial.number, "sampler")
+    def _seed(self, study: optuna.Study, trial: FrozenTrial) -> int:
+        index = asked_index(trial.number, study.get_trials(deepcopy=False))
+        return derive_seed(self._study_seed, index, "sampler")
 
-    def _of(self, trial: FrozenTrial) -> BaseSampler:
-        return self._make(self._seed(trial))
+    def _of(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:
+        return self._make(self._seed(study, trial))
 
     def _make(self, seed: int) -> BaseSampler:
         whole_study = derive_seed(self._study_seed, 0, "sampler")

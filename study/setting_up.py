@@ -9,7 +9,6 @@ from contextlib import closing
 
 import optuna
 
-from analysis.points import Reference
 from data.facts import Fact, FactsError
 from data.formats import epoch_documents, write_document
 from data.measurements import MEASUREMENT_VERSION
@@ -24,16 +23,25 @@ from objectives.models.base import BaseModel
 from objectives.models.devices import use_threads
 from objectives.models.load import load_base_model
 from search_spaces.grid import Grid, count_cells, make_grid
+from search_spaces.presets import find_preset
 from search_spaces.recipe_space import RecipeSpace, largest_recipe
 from search_spaces.sampling_space import SamplingSpace
 from search_spaces.settings import Value
-from search_spaces.starting_points import check_point, fit_to_space, starting_points
+from search_spaces.starting_points import (
+    RECIPE,
+    check_point,
+    fit_to_space,
+    starting_points,
+)
 from storage.database import StudyStorage
 from storage.recorder import Recorder
 from study.adapter_shelf import AdapterShelf
+from study.budget import Budget
 from study.confirming import confirm
+from study.optuna_pruning import make_optuna_pruner
+from study.other_study import points_of_study
 from study.place import Place, open_place
-from study.pruning import SuccessiveHalving
+from study.pruning import Rungs, SuccessiveHalving
 from study.sampler import SeededSampler
 from study.spec import ConfigurationError, StudySpec
 from study.stored import (
@@ -80,7 +88,7 @@ def run_study(
     space = spec.recipe_space(
         hidden_size=int(base.model.config.hidden_size),
         context_tokens=base.context_tokens,
-        longest_qna_tokens=max(_qna_tokens(fact, base) for fact in scenario.facts),
+        longest_qna_tokens=longest_qna_tokens(scenario, base),
     )
     samplings = spec.sampling_space
     grid = make_grid(space, samplings) if spec.sampler == "grid" else None
@@ -127,10 +135,23 @@ def run_study(
                 seed=spec.seed,
                 space=space,
                 samplings=samplings,
-                pruner=_make_pruner(spec, reference, len(learning.facts)),
+                goal=spec.goal,
+                rungs=_make_rungs(spec, len(learning.facts)),
+                pruner=SuccessiveHalving(
+                    reference=reference,
+                    reduction=spec.pruner.reduction,
+                    minimum_entries=spec.pruner.minimum_entries,
+                ),
                 checkpoints=place.checkpoints,
                 reference=reference,
+                other_samplings=(
+                    tuple(map(find_preset, samplings.presets))
+                    if spec.asked_samplings == "all"
+                    else ()
+                ),
+                free_points=spec.free_points,
                 flat_trials=spec.flat_trials,
+                budget=Budget(**spec.budget.model_dump()),
             ),
             study=_open_optuna_study(storage, spec, place.name, grid, first_points),
             storage=storage,
@@ -216,6 +237,11 @@ def check_lengths(scenario: Scenario, base: BaseModel) -> None:
             )
 
 
+def longest_qna_tokens(scenario: Scenario, base: BaseModel) -> int:
+    """Return how many tokens the longest of the facts has as question and answer."""
+    return max(_qna_tokens(fact, base) for fact in scenario.facts)
+
+
 def _qna_tokens(fact: Fact, base: BaseModel) -> int:
     """Return how many tokens a fact has as question and answer."""
     text = write_document(fact.question, fact.answer, fact.statement, "qna")
@@ -241,7 +267,18 @@ def _fingerprint(
         "reference": _digest(spec.reference.model_dump_json()),
         "judge": spec.judge,
         "measurement": str(MEASUREMENT_VERSION),
-    }
+    } | _unusual_goal(spec)
+
+
+def _unusual_goal(spec: StudySpec) -> dict[str, str]:
+    """Return what sets a study apart from one with two objectives and no bound."""
+    goal = spec.goal
+    unusual = {}
+    if spec.single_objective is not None:
+        unusual["objective"] = f"{goal.metric_names[0]}, {spec.single_objective.pruner} pruner"
+    if goal.max_knowledge_loss is not None:
+        unusual["bound"] = f"knowledge loss at most {goal.max_knowledge_loss:g}"
+    return unusual
 
 
 def _unusual_precision(base: BaseModel) -> tuple[str, ...]:
@@ -253,39 +290,45 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _make_pruner(spec: StudySpec, reference: Reference, facts: int) -> SuccessiveHalving | None:
+def _make_rungs(spec: StudySpec, facts: int) -> Rungs | None:
     if not spec.pruner.enabled:
         return None
-    return SuccessiveHalving(
-        reference=reference,
+    return Rungs(
         first_rung_tokens=spec.pruner.first_rung_tokens or FIRST_RUNG_TOKENS_PER_FACT * facts,
         reduction=spec.pruner.reduction,
-        minimum_entries=spec.pruner.minimum_entries,
     )
 
 
 def _first_points(
     spec: StudySpec, space: RecipeSpace, samplings: SamplingSpace, base: BaseModel
 ) -> dict[str, dict[str, Value]]:
-    """Return the settings of the points to try first by name: the study file's, then our own.
+    """Return the settings of the points to try first by name.
+
+    First come the study file's, then those of another study, then our own.
 
     Raises:
-        SettingError: If no trial could be a point of the study file.
-        ConfigurationError: If there are such points and a grid tries them all anyway.
+        SettingError: If no trial could be a point that was named.
+        ConfigurationError: If there are such points and a grid tries them all anyway, or the other
+            study cannot be read.
     """
-    own = {
-        f"study file, {number}": check_point(point, space, samplings)
+    known = {point.name: point for point in starting_points(int(base.model.config.hidden_size))}
+    named = {
+        f"study file, {number}": check_point(point, space, samplings, known)
         for number, point in enumerate(spec.start, start=1)
     }
-    if spec.sampler != "grid":
-        hidden_size = int(base.model.config.hidden_size)
-        return own | {
-            point.name: fit_to_space(point, space, samplings)
-            for point in starting_points(hidden_size)
-        }
-    if own:
-        raise ConfigurationError("start: a grid tries every point anyway; leave it out")
-    return {}
+    if spec.start_from is not None:
+        named |= points_of_study(spec, space, samplings)
+    if spec.sampler == "grid":
+        if named:
+            raise ConfigurationError("start: a grid tries every point anyway; leave it out")
+        return {}
+    chosen = {str(point.get(RECIPE)) for point in spec.start}
+    own = {
+        point.name: fit_to_space(point, space, samplings)
+        for point in known.values()
+        if point.name not in chosen
+    }
+    return named | {name: settings for name, settings in own.items() if settings is not None}
 
 
 def _open_optuna_study(
@@ -296,14 +339,21 @@ def _open_optuna_study(
     first_points: Mapping[str, Mapping[str, Value]],
 ) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    single, goal = spec.single_objective, spec.goal
     study = optuna.create_study(
         study_name=name,
         storage=storage,
-        directions=["maximize", "minimize"],
+        directions=goal.directions,
         sampler=SeededSampler(spec.seed, spec.sampler, grid=grid),
+        # Optuna's pruners refuse studies with two objectives; those have ours.
+        pruner=make_optuna_pruner(
+            "none" if single is None else single.pruner,
+            reduction=spec.pruner.reduction,
+            minimum=spec.pruner.minimum_entries,
+        ),
         load_if_exists=True,
     )
-    study.set_metric_names(["judged recall", "knowledge loss"])
+    study.set_metric_names(goal.metric_names)
     if not study.get_trials(deepcopy=False):
         for point, settings in first_points.items():
             study.enqueue_trial(dict(settings), user_attrs={"starting_point": point})

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from data.nearest_name import hint_at
@@ -26,6 +27,9 @@ from search_spaces.presets import DEFAULT_PRESETS, name_presets
 from search_spaces.recipe_space import RecipeSpace, SpaceName, named_space
 from search_spaces.sampling_space import DEFAULT_MATRIX, MATRIX, SamplingSpace
 from search_spaces.settings import Choices, Range, Setting, Value, bounds, fixed
+from study.free_points import FreePointsMode
+from study.goal import Goal
+from study.optuna_pruning import OptunaPrunerName
 from study.sampler import SamplerName
 
 SCHEMA_VERSION = 1
@@ -79,6 +83,29 @@ class PrunerSpec(_Part):
     minimum_entries: Annotated[int, Field(ge=2)] = 4
 
 
+class SingleObjectiveSpec(_Part):
+    """One objective, recall - loss_weight * knowledge loss, and which pruner of Optuna decides."""
+
+    loss_weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    pruner: OptunaPrunerName = "median"
+
+
+class BudgetSpec(_Part):
+    """The most that a study may take, beside its trials; see `study.budget.Budget`."""
+
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    hours: Annotated[float, Field(gt=0)] | None = None
+    device_hours: Annotated[float, Field(gt=0)] | None = None
+
+
+class StartFromSpec(_Part):
+    """Another study whose best members are tried first; `storage` is this study's by default."""
+
+    study: Annotated[str, Field(min_length=1)]
+    storage: str | None = None
+    best: Annotated[int, Field(ge=1, le=100)] = 5
+
+
 class EngineSpec(_Part):
     """What computes, and how: it changes speed and memory, and how coarsely numbers are rounded.
 
@@ -106,13 +133,19 @@ class StudySpec(_Part):
     judge: Literal["matcher"] = "matcher"
     sampler: SamplerName = "tpe"
     flat_trials: Annotated[int, Field(ge=1)] | None = None
+    max_knowledge_loss: Annotated[float, Field(gt=0, lt=1)] | None = None
+    single_objective: SingleObjectiveSpec | None = None
+    asked_samplings: Literal["own", "all"] = "own"
+    free_points: FreePointsMode = "none"
     sampling: Annotated[list[str], Field(min_length=1)] = list(DEFAULT_PRESETS)
     sampling_matrix: dict[str, SettingSpec] = {}
     start: list[dict[str, Value]] = []
+    start_from: StartFromSpec | None = None
     named_space: SpaceName = "default"
     space: dict[str, SettingSpec] = {}
     reference: ReferenceSpec = ReferenceSpec()
     pruner: PrunerSpec = PrunerSpec()
+    budget: BudgetSpec = BudgetSpec()
     engine: EngineSpec = EngineSpec()
 
     @field_validator("sampling")
@@ -133,6 +166,32 @@ class StudySpec(_Part):
             raise ValueError(f'it is read only with sampling = ["{MATRIX}"]')
         _matrix(settings)
         return settings
+
+    @model_validator(mode="after")
+    def _options_go_together(self) -> StudySpec:
+        is_matrix = self.sampling == [MATRIX]
+        if is_matrix and self.asked_samplings == "all":
+            raise ValueError("asked_samplings: all goes with presets, not with the matrix")
+        if is_matrix and self.free_points != "none":
+            raise ValueError(
+                f"free_points: {self.free_points} goes with presets, not with the matrix, whose "
+                "points rungs are not"
+            )
+        if self.single_objective is not None and self.free_points != "none":
+            raise ValueError(
+                f"free_points: {self.free_points} goes with two objectives; leave it out, or "
+                "leave out single_objective"
+            )
+        return self
+
+    @property
+    def goal(self) -> Goal:
+        """Return what the study optimises."""
+        single = self.single_objective
+        return Goal(
+            loss_weight=None if single is None else single.loss_weight,
+            max_knowledge_loss=self.max_knowledge_loss,
+        )
 
     @property
     def sampling_space(self) -> SamplingSpace:
@@ -232,7 +291,12 @@ def _explain(error: ValidationError) -> Iterable[str]:
             message = _unknown(field, names[-1], _keys_of(place))
         else:
             explained = problem["msg"].removeprefix("Value error, ")
-            message = f"{field}: {problem['input']!r} is not allowed: {explained}"
+            # What concerns several fields names them itself.
+            message = (
+                f"{field}: {problem['input']!r} is not allowed: {explained}"
+                if field
+                else explained
+            )
         messages.setdefault(field, message)
     return messages.values()
 
@@ -244,8 +308,11 @@ def _keys_of(place: Sequence[str]) -> Iterable[str]:
     """Return the keys that exist where an unknown one was found."""
     if len(place) > 1 and place[0] == "space":
         return RangeSpec.model_fields
-    part = StudySpec.model_fields[place[0]].default if len(place) > 1 else None
-    return type(part).model_fields if isinstance(part, _Part) else StudySpec.model_fields
+    kinds = StudySpec.model_fields[place[0]].annotation if len(place) > 1 else None
+    for kind in (kinds, *get_args(kinds)):
+        if isinstance(kind, type) and issubclass(kind, _Part):
+            return kind.model_fields
+    return StudySpec.model_fields
 
 
 def _unknown(field: str, key: str, known: Iterable[str]) -> str:

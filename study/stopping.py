@@ -1,4 +1,4 @@
-"""Says when a study may stop early: when its front has not moved for a number of trials."""
+"""Says when a study may stop early: when its trials have brought nothing for a while."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial
 
 from analysis.points import Reference
-from data.front import hypervolume
+from study.goal import Goal
 
 
-def is_flat(trials: Sequence[FrozenTrial], reference: Reference, patience: int) -> bool:
-    """Return whether the last `patience` trials to end left the hypervolume as it was.
+def is_flat(
+    trials: Sequence[FrozenTrial], goal: Goal, reference: Reference, patience: int
+) -> bool:
+    """Return whether the last `patience` trials to end left what was reached as it was.
 
-    Pruned and failed trials count as trials that added nothing. False while fewer have ended, and
-    while none has beaten the reference.
+    That is the hypervolume, or the best value of a study with one objective. Pruned and failed
+    trials count as trials that added nothing. False while fewer have ended, and while none has
+    beaten the reference.
 
     Args:
-        trials: All of a study; those that have not ended are ignored.
+        trials: The asked ones of a study; those that have not ended are ignored.
+        goal: What the study optimises.
         reference: The point that trials must beat.
         patience: How many trials.
     """
@@ -26,11 +30,5 @@ def is_flat(trials: Sequence[FrozenTrial], reference: Reference, patience: int) 
     ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
     if len(ended) < patience:
         return False
-    box = reference.recall, reference.knowledge_loss
-
-    def reached(some: Sequence[FrozenTrial]) -> float:
-        points = [(t.values[0], t.values[1]) for t in some if t.values is not None]
-        return hypervolume(points, box)
-
-    now = reached(ended)
-    return now > 0 and now == reached(ended[:-patience])
+    now = goal.reached(ended, reference)
+    return now > 0 and now == goal.reached(ended[:-patience], reference)

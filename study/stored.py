@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -63,10 +64,16 @@ def find_in(storage: StudyStorage, place: Place) -> Findings:
 
 
 def reference_of(spec: StudySpec, base_recall: float | None) -> Reference:
-    """Return the reference point: the measured base's recall and a margin, the tolerated loss."""
+    """Return the reference point: the measured base's recall and a margin, the tolerated loss.
+
+    Where the study bounds the loss more tightly, that bound is tolerated and nothing above it.
+    """
+    tolerated = spec.reference.knowledge_loss
+    if spec.max_knowledge_loss is not None:
+        # A point has to be below the reference, and the bound itself is allowed.
+        tolerated = min(tolerated, math.nextafter(spec.max_knowledge_loss, 1))
     return Reference(
-        recall=(base_recall or 0.0) + spec.reference.recall_margin,
-        knowledge_loss=spec.reference.knowledge_loss,
+        recall=(base_recall or 0.0) + spec.reference.recall_margin, knowledge_loss=tolerated
     )
 
 

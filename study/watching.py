@@ -49,6 +49,9 @@ class Watcher(Protocol):
     def stepped(self, running: list[RunningTrial]) -> None:
         """Receive the state of all slots after an optimizer step."""
 
+    def stopped_early(self, reason: str) -> None:
+        """Receive that the study ends before all its trials were asked, and why."""
+
     def sitting_ended(self, effort: Effort) -> None:
         """Receive what was done, once nothing runs any more."""
 
@@ -69,4 +72,7 @@ class SilentWatcher:
         """Do nothing."""
 
     def sitting_ended(self, effort: Effort) -> None:
+        """Do nothing."""
+
+    def stopped_early(self, reason: str) -> None:
         """Do nothing."""

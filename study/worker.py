@@ -12,7 +12,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from analysis.points import Reference
+from analysis.points import Point, Reference, front_points
 from data.measurements import Measurement
 from data.recipes import Recipe, Sampling
 from objectives.bank.checkpoint import CHECKPOINT_FILE, restore_checkpoint, save_checkpoint
@@ -21,11 +21,23 @@ from search_spaces.recipe_space import RecipeSpace, suggest_recipe
 from search_spaces.sampling_space import SamplingSpace, suggest_sampling
 from storage.database import StudyStorage
 from storage.leases import Lease, LeaseBook, LeaseLost, describe_this_process
-from storage.reader import read_study
+from storage.reader import count_ended_epochs, read_sittings, read_study
 from storage.recorder import Recorder
 from storage.records import Costs, Ending, TrialRecord
 from study.adapter_shelf import AdapterShelf
-from study.pruning import RungVector, SuccessiveHalving, vectors_at_rung
+from study.asked_trials import asked_index, asked_trials
+from study.budget import Budget, sum_sittings
+from study.free_points import FreePoints, FreePointsMode
+from study.goal import Goal
+from study.optuna_pruning import decide_by_optuna
+from study.pruning import (
+    Decision,
+    Rungs,
+    RungVector,
+    SuccessiveHalving,
+    make_stamp,
+    vectors_at_rung,
+)
 from study.seeds import SeedPurpose, derive_seed
 from study.stopping import is_flat
 from study.watching import Effort, RunningTrial, Watcher
@@ -53,7 +65,10 @@ class _Occupant:
 class WorkerSettings:
     """What a worker needs to know of its study; `trials` is the study's total of asked trials.
 
-    None is asked any more once `flat_trials` in a row have left the hypervolume as it was.
+    Running trials are measured at `rungs`, and without them only at their end. `pruner` decides
+    there, but of a study with one objective Optuna's own does. A finished adapter is asked under
+    its own sampling and under `other_samplings`; `free_points` says what of all that goes into
+    Optuna's study. No trial is asked any more once `flat_trials` in a row have brought nothing.
     """
 
     study: str
@@ -61,15 +76,20 @@ class WorkerSettings:
     seed: int
     space: RecipeSpace
     samplings: SamplingSpace
-    pruner: SuccessiveHalving | None
+    goal: Goal
+    rungs: Rungs | None
+    pruner: SuccessiveHalving
     checkpoints: Path
     reference: Reference
+    other_samplings: tuple[Sampling, ...] = ()
+    free_points: FreePointsMode = "none"
     flat_trials: int | None = None
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass(slots=True)
 class Worker:
-    """Runs trials until the study has its total.
+    """Runs trials until the study has its total or its budget is used up.
 
     The order of events depends on the seed and the number of slots only, so the same study run
     again in one sitting gives the same trials and values.
@@ -86,6 +106,7 @@ class Worker:
     _occupants: dict[int, _Occupant] = field(default_factory=dict)
     _owner: str = field(default_factory=describe_this_process)
     _leases: LeaseBook = field(init=False)
+    _sitting_id: int = field(init=False)
     _effort: Effort = field(init=False)
     _renewed: float = field(default_factory=time.monotonic)
 
@@ -93,12 +114,15 @@ class Worker:
         self._leases = LeaseBook(self.storage)
 
     def run(self) -> bool:
-        """Run until the total is reached; return False when it was asked to stop before.
+        """Run until the total or the budget is reached; return False when asked to stop before.
 
-        On a stop every running trial is checkpointed and given back, so that the next run goes on
-        from there.
+        On a stop, and when the budget is used up, every running trial is checkpointed and given
+        back, so that the next run goes on from there.
         """
         self._effort = Effort(slots=self.learning.bank.slots)
+        self._sitting_id = self.recorder.begin_sitting(
+            owner=self._owner, device=str(self.learning.bank.base.device)
+        )
         has_finished = self._run()
         self._effort.padding_share = self.learning.bank.padding_share
         self.watcher.sitting_ended(self._effort)
@@ -106,14 +130,25 @@ class Worker:
 
     def _run(self) -> bool:
         self._take_up_interrupted()
-        may_have_room = True
+        may_have_room, may_be_spent = True, True
         while not self.should_stop():
+            if may_be_spent and (reason := self._used_up()) is not None:
+                held = len(self._occupants)
+                self._give_back()
+                saved = f"; {held} trials are saved, a larger one lets them go on" if held else ""
+                self.watcher.stopped_early(reason + saved)
+                return True
             if may_have_room:
                 self._fill_slots()
             if not self._occupants:
                 # Another worker may have died meanwhile, or have left more than there are slots.
                 self._take_up_interrupted()
             if not self._occupants:
+                asked = asked_trials(self.study.get_trials(deepcopy=False))
+                if len(asked) < self.settings.trials:
+                    self.watcher.stopped_early(
+                        f"the last {self.settings.flat_trials} trials brought nothing"
+                    )
                 return True
             held = len(self._occupants)
             ended = self._step()
@@ -121,8 +156,10 @@ class Worker:
             due = [slot for slot in ended if self._is_due(slot)]
             if due:
                 self._measure(due)
-            elif time.monotonic() - self._renewed > LEASE_SECONDS / 4:
+            is_renewed = not due and time.monotonic() - self._renewed > LEASE_SECONDS / 4
+            if is_renewed:
                 self._renew_leases()
+            may_be_spent = bool(ended) or is_renewed
             may_have_room = len(self._occupants) < held
         self._give_back()
         return False
@@ -158,9 +195,7 @@ class Worker:
 
     def _fill_slots(self) -> None:
         while len(self._occupants) < self.learning.bank.slots:
-            asked = self.study.get_trials(
-                deepcopy=False, states=[s for s in TrialState if s != TrialState.WAITING]
-            )
+            asked = asked_trials(self.study.get_trials(deepcopy=False))
             if len(asked) >= self.settings.trials or self._is_flat(asked):
                 return
             trial = self.study.ask()
@@ -168,9 +203,22 @@ class Worker:
             if lease is not None:
                 self._occupy(trial, lease, resumed=False)
 
+    def _used_up(self) -> str | None:
+        """Return why the budget allows no more, or None."""
+        budget, study = self.settings.budget, self.settings.study
+        if not budget.is_bounded:
+            return None
+        self.recorder.prolong_sitting(self._sitting_id)
+        epochs = count_ended_epochs(self.storage, study) + sum(
+            self.learning.bank.progress(slot).epoch for slot in self._occupants
+        )
+        return budget.used_up(sum_sittings(read_sittings(self.storage, study), epochs=epochs))
+
     def _is_flat(self, trials: Sequence[FrozenTrial]) -> bool:
-        patience = self.settings.flat_trials
-        return patience is not None and is_flat(trials, self.settings.reference, patience)
+        settings = self.settings
+        return settings.flat_trials is not None and is_flat(
+            trials, settings.goal, settings.reference, settings.flat_trials
+        )
 
     def _acquire(self, number: int) -> Lease | None:
         return self._leases.acquire(
@@ -184,8 +232,7 @@ class Worker:
             lease=lease,
             recipe=suggest_recipe(trial, self.settings.space),
             sampling=suggest_sampling(trial, self.settings.samplings),
-            # Only asked trials are in Optuna's table, so its number counts them.
-            asked_index=trial.number,
+            asked_index=asked_index(trial.number, self.study.get_trials(deepcopy=False)),
             begun=time.monotonic(),
         )
         seed = self._seed(occupant, "training")
@@ -221,10 +268,10 @@ class Worker:
         progress = self.learning.bank.progress(slot)
         if progress.failure is not None or progress.finished:
             return True
-        pruner = self.settings.pruner
+        rungs = self.settings.rungs
         return (
-            pruner is not None
-            and pruner.rungs_reached(progress.trained_tokens) > self._occupants[slot].rungs_done
+            rungs is not None
+            and rungs.rungs_reached(progress.trained_tokens) > self._occupants[slot].rungs_done
         )
 
     def _measure(self, due: list[int]) -> None:
@@ -235,7 +282,7 @@ class Worker:
             Turn(
                 slot=slot,
                 noise_seed=self._seed(self._occupants[slot], "noise"),
-                sampling=self._occupants[slot].sampling if bank.progress(slot).finished else None,
+                samplings=self._samplings(slot) if bank.progress(slot).finished else (),
             )
             for slot in alive
         ]
@@ -254,9 +301,30 @@ class Worker:
         }
         for slot, measured in results.items():
             self._record(slot, measured)
-        self.shelf.update(bank, {self._occupants[slot].trial.number: slot for slot in results})
+        slots = {self._occupants[slot].trial.number: slot for slot in results}
+        points = self.shelf.update(bank, slots)
+        self._add_free_points([point for point in points if point.trial in slots], points)
         for slot, measured in results.items():
             self._decide(slot, measured)
+
+    def _samplings(self, slot: int) -> tuple[Sampling, ...]:
+        """Return under what a finished adapter is asked, its own sampling first."""
+        own = self._occupants[slot].sampling
+        return (own, *(other for other in self.settings.other_samplings if other != own))
+
+    def _add_free_points(self, new: Sequence[Point], points: Sequence[Point]) -> None:
+        settings = self.settings
+        if settings.free_points == "none":
+            return
+        if settings.free_points == "front":
+            front = front_points(points, settings.reference)
+            new = [point for point in new if point in front]
+        FreePoints(
+            study=self.study,
+            goal=settings.goal,
+            space=settings.space,
+            samplings=settings.samplings,
+        ).add(new)
 
     def _record(self, slot: int, measured: tuple[Measured, ...]) -> None:
         occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
@@ -271,9 +339,9 @@ class Worker:
             self.watcher.trial_measured(occupant.trial.number, each.measurement)
         greedy = measured[0].measurement
         occupant.last = greedy
-        pruner = self.settings.pruner
-        if pruner is not None:
-            occupant.rungs_done = pruner.rungs_reached(progress.trained_tokens)
+        rungs = self.settings.rungs
+        if rungs is not None:
+            occupant.rungs_done = rungs.rungs_reached(progress.trained_tokens)
             vector = RungVector(
                 rung=occupant.rungs_done - 1,
                 epoch=progress.epoch,
@@ -281,7 +349,7 @@ class Worker:
                 recall=_number(greedy.recall.value),
                 knowledge_loss=_number(greedy.knowledge_loss.value),
                 is_last=progress.finished,
-                stamp=pruner.stamp,
+                stamp=make_stamp(self.settings.reference),
             )
             name = f"{_RUNG_ATTRIBUTE}{'last' if vector.is_last else vector.rung}"
             self.storage.set_trial_system_attr(occupant.trial._trial_id, name, vector.encode())
@@ -289,20 +357,32 @@ class Worker:
     def _decide(self, slot: int, measured: tuple[Measured, ...]) -> None:
         occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
         if progress.finished:
-            chosen = measured[-1].measurement
-            values = (_number(chosen.recall.value), _number(chosen.knowledge_loss.value))
-            self._end(slot, "complete", values=values)
+            own = (m.measurement for m in measured if m.measurement.sampling == occupant.sampling)
+            self._end(slot, "complete", values=self._values(next(own)))
             return
-        pruner = self.settings.pruner
-        assert pruner is not None  # without one, only finished trials are due
-        vectors = self._vectors()
-        rung = occupant.rungs_done - 1
-        newcomer = next(v for v in vectors.pop(occupant.trial.number) if v.rung == rung)
-        decision = pruner.decide(newcomer, vectors_at_rung(rung, vectors))
+        decision = self._decide_at_rung(occupant)
         if decision.keep:
             save_checkpoint(self.learning.bank, slot, self._checkpoint(occupant.trial.number))
         else:
             self._end(slot, "pruned", reason=decision.reason)
+
+    def _decide_at_rung(self, occupant: _Occupant) -> Decision:
+        settings = self.settings
+        assert settings.rungs is not None  # without rungs, only finished trials are due
+        vectors = self._vectors()
+        rung = occupant.rungs_done - 1
+        newcomer = next(v for v in vectors.pop(occupant.trial.number) if v.rung == rung)
+        if settings.goal.is_single:
+            (score,) = settings.goal.values(newcomer.recall, newcomer.knowledge_loss)
+            return decide_by_optuna(
+                occupant.trial, newcomer, score, reduction=settings.rungs.reduction
+            )
+        return settings.pruner.decide(newcomer, vectors_at_rung(rung, vectors))
+
+    def _values(self, measurement: Measurement) -> tuple[float, ...]:
+        return self.settings.goal.values(
+            _number(measurement.recall.value), _number(measurement.knowledge_loss.value)
+        )
 
     def _end(
         self,
@@ -310,7 +390,7 @@ class Worker:
         state: Ending,
         *,
         reason: str | None = None,
-        values: tuple[float, float] | None = None,
+        values: tuple[float, ...] | None = None,
     ) -> None:
         """Record and tell the end of a trial, and free its slot."""
         occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
@@ -320,6 +400,8 @@ class Worker:
             occupant.trial.set_user_attr("last_recall", occupant.last.recall.value)
             occupant.trial.set_user_attr("last_knowledge_loss", occupant.last.knowledge_loss.value)
             occupant.trial.set_user_attr("epochs_reached", progress.epoch)
+            loss = _number(occupant.last.knowledge_loss.value)
+            self.settings.goal.constrain(occupant.trial, loss)
         self.recorder.record_trial_ended(
             occupant.lease,
             state=state,
@@ -339,7 +421,7 @@ class Worker:
         del self._occupants[slot]
         self.watcher.trial_ended(occupant.trial.number, state, reason)
 
-    def _tell(self, number: int, state: Ending, values: tuple[float, float] | None) -> None:
+    def _tell(self, number: int, state: Ending, values: tuple[float, ...] | None) -> None:
         match state:
             case "complete":
                 self.study.tell(number, values=values)
@@ -355,7 +437,7 @@ class Worker:
         if record.state == "complete":
             last = [m.measurement for m in record.measurements if m.purpose == "final"]
             chosen = next(m for m in last if m.sampling == record.sampling)
-            values = (_number(chosen.recall.value), _number(chosen.knowledge_loss.value))
+            values = self._values(chosen)
         self._tell(record.number, record.state, values)
         shutil.rmtree(self._checkpoint(record.number), ignore_errors=True)
 
@@ -371,6 +453,7 @@ class Worker:
     def _renew_leases(self) -> None:
         """Keep the trials for some time more; leave those that another worker has taken over."""
         self._renewed = time.monotonic()
+        self.recorder.prolong_sitting(self._sitting_id)
         for slot, occupant in list(self._occupants.items()):
             try:
                 self._leases.renew(occupant.lease, seconds=LEASE_SECONDS)

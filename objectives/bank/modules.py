@@ -22,6 +22,7 @@ PART_OF_SUFFIX: dict[str, Part] = {
     "up_proj": "mlp",
     "down_proj": "mlp",
 }
+_QUERY_AND_VALUE = ("q_proj", "v_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +42,15 @@ class LinearModule:
 
     def is_target_of(self, targets: TargetModules) -> bool:
         """Return whether a recipe with these target modules trains an adapter here."""
+        if targets == "query+value":
+            return self.suffix in _QUERY_AND_VALUE
         return targets in ("all", self.part)
 
 
 def find_linear_modules(model: nn.Module) -> tuple[LinearModule, ...]:
     """Return every module that adapters may be attached to: attention first, then mlp.
 
+    In that order those of any `TargetModules` are neighbours: query and value come first of all.
     What counts is the name and that the module says how many features go in and out, so that
     quantised linear modules are found like plain ones.
 
@@ -78,4 +82,6 @@ def find_linear_modules(model: nn.Module) -> tuple[LinearModule, ...]:
             f"adapters can be attached to (known names: {', '.join(PART_OF_SUFFIX)}); its linear "
             f"modules are: {names}; use a model built like Llama"
         )
-    return tuple(sorted(found, key=lambda module: module.part == "mlp"))
+    return tuple(
+        sorted(found, key=lambda m: (m.part == "mlp", not m.is_target_of("query+value")))
+    )

@@ -129,7 +129,7 @@ def test_training_teaches_the_facts(learning: Learning) -> None:
 def test_a_slot_measured_among_others_is_measured_as_alone(learning: Learning) -> None:
     mlp = replace(RECIPE, target_modules="mlp", rank=2, epochs=3)
     train(learning, RECIPE, mlp, replace(RECIPE, formats=("statement",), epochs=2))
-    turns = [Turn(slot=slot, noise_seed=slot, sampling=WARM) for slot in (2, 0, 1)]
+    turns = [Turn(slot=slot, noise_seed=slot, samplings=(WARM,)) for slot in (2, 0, 1)]
     together = learning.measure(turns)
     alone = [learning.measure([turn])[0] for turn in turns]
     for ours, theirs in zip(together, alone, strict=True):
@@ -148,22 +148,22 @@ def without_drift(measured: Measured) -> object:
 
 def test_a_sampling_is_measured_beside_greedy_at_the_same_loss(learning: Learning) -> None:
     train(learning, RECIPE)
-    ((greedy, warm),) = learning.measure([Turn(slot=0, noise_seed=5, sampling=WARM)])
+    ((greedy, warm),) = learning.measure([Turn(slot=0, noise_seed=5, samplings=(WARM,))])
     assert (greedy.measurement.sampling, warm.measurement.sampling) == (GREEDY, WARM)
     assert warm.measurement.knowledge_loss == greedy.measurement.knowledge_loss
     assert warm.measurement.drift_nats == greedy.measurement.drift_nats
     assert said(warm, "validation") != said(greedy, "validation")
     assert not said(warm, "probe")  # the greedy measurement has them
     # The draws come from the seed.
-    ((_, again),) = learning.measure([Turn(slot=0, noise_seed=5, sampling=WARM)])
-    ((_, other),) = learning.measure([Turn(slot=0, noise_seed=6, sampling=WARM)])
+    ((_, again),) = learning.measure([Turn(slot=0, noise_seed=5, samplings=(WARM,))])
+    ((_, other),) = learning.measure([Turn(slot=0, noise_seed=6, samplings=(WARM,))])
     assert again == warm
     assert said(other, "validation") != said(warm, "validation")
 
 
 def test_samplings_of_one_adapter_are_measured_together_as_each_alone(learning: Learning) -> None:
     train(learning, RECIPE)
-    ((greedy, warm),) = learning.measure([Turn(slot=0, noise_seed=5, sampling=WARM)])
+    ((greedy, warm),) = learning.measure([Turn(slot=0, noise_seed=5, samplings=(WARM,))])
     measured = learning.measure_samplings(0, [GREEDY, WARM], noise_seed=5)
     assert [each.sampling for each in measured] == [GREEDY, WARM]
     assert [each.recall for each in measured] == [
@@ -192,7 +192,7 @@ def said(measured: Measured, phrasing: str) -> list[str]:
 
 def test_greedy_as_a_sampling_is_measured_once(learning: Learning) -> None:
     learning.begin(0, RECIPE, seed=0)
-    ((only,),) = learning.measure([Turn(slot=0, noise_seed=0, sampling=GREEDY)])
+    ((only,),) = learning.measure([Turn(slot=0, noise_seed=0, samplings=(GREEDY,))])
     assert only.measurement.sampling == GREEDY
 
 

@@ -21,6 +21,7 @@ from search_spaces.settings import Choices, Range, Setting, Value, bounds, fixed
 from search_spaces.starting_points import check_point, fit_to_space, starting_points
 
 SPACE = named_space("default", hidden_size=128, context_tokens=512, longest_qna_tokens=40)
+KNOWN = {point.name: point for point in starting_points(128)}
 
 
 def draw_recipe(space: RecipeSpace, seed: int) -> Recipe:
@@ -81,16 +82,32 @@ def test_the_learning_rates_of_the_default_space_surround_the_advised_one() -> N
 
 def test_starting_points_are_cut_to_the_space_and_hold_no_unknown_name() -> None:
     narrow = replace(SPACE, learning_rate=Range(low=1e-4, high=2e-4, log=True), rank=fixed(8))
+    only_greedy = SamplingSpace(presets=("greedy",))
     for point in starting_points(128):
         fitted = fit_to_space(point, narrow, SamplingSpace(presets=("greedy", "StarChat")))
+        if fitted is None:
+            assert point.is_exact
+            continue
         assert fitted["learning_rate"] == 2e-4
         assert "rank" not in fitted
         assert fitted["sampling"] == "greedy"
         assert all(narrow.contains(n, v) for n, v in fitted.items() if n != "sampling")
-    only_greedy = SamplingSpace(presets=("greedy",))
-    assert all(
-        "sampling" not in fit_to_space(p, narrow, only_greedy) for p in starting_points(128)
+        assert "sampling" not in (fit_to_space(point, narrow, only_greedy) or {})
+
+
+def test_the_webuis_recipe_is_tried_whole_or_not_at_all() -> None:
+    webui = KNOWN["webui June 2023"]
+    assert fit_to_space(webui, SPACE, SamplingSpace()) is None
+    # A model as wide as the webui's users had; its advised rate is near what they used.
+    full = named_space("full", hidden_size=5120, context_tokens=2048, longest_qna_tokens=40)
+    fitted = fit_to_space(webui, full, SamplingSpace())
+    assert fitted == {**webui.settings, "sampling": "greedy"}
+    named = check_point({"recipe": "webui June 2023"}, full, SamplingSpace(), KNOWN)
+    assert named == fitted
+    drawn = check_point(
+        {"recipe": "webui June 2023", "sampling": "StarChat"}, full, SamplingSpace(), KNOWN
     )
+    assert drawn == {**webui.settings, "sampling": "StarChat"}
 
 
 @pytest.mark.parametrize(
@@ -106,21 +123,34 @@ def test_starting_points_are_cut_to_the_space_and_hold_no_unknown_name() -> None
             "batch_size: 8 is not allowed; in this study's space it must be one of 4",
         ),
         ({"sampling": "Yara"}, "sampling: 'Yara' is not allowed; in this study it must be one of"),
+        (
+            {"recipe": "webui June 2023"},
+            "start, webui June 2023: epochs: 3 is not allowed; in this study's space it must be "
+            "from 4 to 24; change the point, or widen this setting in [space]",
+        ),
+        (
+            {"recipe": "webui 2023"},
+            "start: there is no recipe 'webui 2023'; did you mean 'webui June 2023'?",
+        ),
+        (
+            {"recipe": "knowledge packing", "rank": 8},
+            "start: rank goes with no named recipe: with another value it would not be",
+        ),
     ],
 )
 def test_a_point_that_no_trial_could_be_is_refused(
     settings: dict[str, Value], message: str
 ) -> None:
     with pytest.raises(SettingError) as error:
-        check_point(settings, SPACE, SamplingSpace())
+        check_point(settings, SPACE, SamplingSpace(), KNOWN)
     assert message in str(error.value)
 
 
 def test_a_point_keeps_all_that_is_searched_of_it() -> None:
     settings: dict[str, Value] = {"rank": 8, "learning_rate": 2e-3, "sampling": "StarChat"}
-    assert check_point({**settings, "batch_size": 4}, SPACE, SamplingSpace()) == settings
+    assert check_point({**settings, "batch_size": 4}, SPACE, SamplingSpace(), KNOWN) == settings
     with pytest.raises(SettingError, match="cannot name its sampling"):
-        check_point(settings, SPACE, SamplingSpace(matrix=DEFAULT_MATRIX))
+        check_point(settings, SPACE, SamplingSpace(matrix=DEFAULT_MATRIX), KNOWN)
 
 
 def test_brief_searches_the_six_settings_of_the_brief_alone_on_joined_texts() -> None:

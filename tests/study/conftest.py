@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -28,13 +29,16 @@ from storage.database import StudyStorage, open_storage
 from storage.recorder import Recorder
 from storage.records import Ending
 from study.adapter_shelf import AdapterShelf
-from study.pruning import SuccessiveHalving
+from study.goal import Goal
+from study.optuna_pruning import OptunaPrunerName, make_optuna_pruner
+from study.pruning import Rungs, SuccessiveHalving
 from study.sampler import SeededSampler
 from study.watching import Effort, RunningTrial
 from study.worker import Worker, WorkerSettings
 
 STUDY = "tiny"
 REFERENCE = Reference(recall=0.05, knowledge_loss=0.9)
+GOAL = Goal()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,10 +58,14 @@ class Notes:
     ended: list[tuple[int, Ending, str | None]] = field(default_factory=list)
     measured: list[tuple[int, Measurement]] = field(default_factory=list)
     steps: int = 0
+    stopped: list[str] = field(default_factory=list)
     efforts: list[Effort] = field(default_factory=list)
 
     def trial_started(self, number: int, recipe: Recipe, *, resumed: bool) -> None:
         self.started.append((number, resumed))
+
+    def stopped_early(self, reason: str) -> None:
+        self.stopped.append(reason)
 
     def sitting_ended(self, effort: Effort) -> None:
         self.efforts.append(effort)
@@ -155,7 +163,10 @@ def learnings(pocket: BaseModel, scenario: Scenario) -> dict[int, Learning]:
 
 @pytest.fixture
 def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning]) -> SitDown:
-    """Return what opens the study's database and puts a worker before it."""
+    """Return what opens the study's database and puts a worker before it.
+
+    What it does not know goes to the worker's settings.
+    """
 
     @contextmanager
     def sit(
@@ -168,16 +179,13 @@ def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning])
         prune: bool = True,
         space: RecipeSpace = space,
         presets: tuple[str, ...] = ("greedy",),
-        flat_trials: int | None = None,
+        goal: Goal = GOAL,
+        optuna_pruner: OptunaPrunerName = "none",
+        **more: Any,
     ) -> Iterator[Sitting]:
         home = tmp_path / folder
         home.mkdir(exist_ok=True)
-        pruner = SuccessiveHalving(
-            reference=REFERENCE,
-            first_rung_tokens=80,
-            reduction=2,
-            minimum_entries=2,
-        )
+        pruner = SuccessiveHalving(reference=REFERENCE, reduction=2, minimum_entries=2)
         with closing(open_storage(f"sqlite:///{home / 'study.db'}")) as storage:
             recorder, learning, notes = Recorder(storage, STUDY), learnings[slots], Notes()
             recorder.create_study_record(config="", fingerprint={}, slots=slots, seed=seed)
@@ -187,8 +195,9 @@ def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning])
             study = optuna.create_study(
                 study_name=STUDY,
                 storage=storage,
-                directions=["maximize", "minimize"],
+                directions=goal.directions,
                 sampler=SeededSampler(seed),
+                pruner=make_optuna_pruner(optuna_pruner, reduction=2, minimum=1),
                 load_if_exists=True,
             )
             worker = Worker(
@@ -198,10 +207,12 @@ def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning])
                     seed=seed,
                     space=space,
                     samplings=SamplingSpace(presets=presets),
-                    pruner=pruner if prune else None,
+                    goal=goal,
+                    rungs=Rungs(first_rung_tokens=80, reduction=2) if prune else None,
+                    pruner=pruner,
                     checkpoints=home / "checkpoints",
                     reference=REFERENCE,
-                    flat_trials=flat_trials,
+                    **more,
                 ),
                 study=study,
                 storage=storage,

@@ -224,6 +224,21 @@ def test_a_folder_that_is_no_adapter(capsys: pytest.CaptureFixture[str], tmp_pat
         ("[[start]]\nrnk = 4", "start: there is no setting 'rnk'; did you mean 'rank'?"),
         ("[[start]]\nrank = 5", "rank: 5 is not allowed; in this study's space it must be one of"),
         ('[[start]]\nsampling = "Yara"', "sampling: 'Yara' is not allowed"),
+        ('[[start]]\nrecipe = "webui June 2023"', "start, webui June 2023: epochs: 3 is not"),
+        ('start_from = { study = "earlier" }', "there is no study 'earlier' at sqlite:///runs"),
+        (
+            'sampling = ["matrix"]\nfree_points = "all"',
+            "error: study.toml: free_points: all goes with presets, not with the matrix",
+        ),
+        (
+            'free_points = "front"\nsingle_objective = {}',
+            "error: study.toml: free_points: front goes with two objectives",
+        ),
+        ("single_objective = { pruner = 'medium' }", "single_objective.pruner: 'medium' is not"),
+        ("single_objective = { lambda = 1 }", "the keys are loss_weight, pruner"),
+        ("max_knowledge_loss = 1.5", "max_knowledge_loss: 1.5 is not allowed"),
+        ("[budget]\nhours = 0", "budget.hours: 0 is not allowed"),
+        ("[budget]\nhour = 1", "budget.hour: there is no such key; did you mean 'hours'?"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_before_anything_is_written(

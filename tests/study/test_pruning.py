@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from analysis.points import Reference
 from study.pruning import (
+    Rungs,
     RungVector,
     SuccessiveHalving,
+    make_stamp,
     vectors_at_rung,
 )
 
 PRUNER = SuccessiveHalving(
     reference=Reference(recall=0.05, knowledge_loss=0.5),
-    first_rung_tokens=1000,
     reduction=3,
     minimum_entries=3,
 )
@@ -33,7 +34,7 @@ def vector(recall: float, loss: float, *, rung: int = 0, is_last: bool = False) 
         recall=recall,
         knowledge_loss=loss,
         is_last=is_last,
-        stamp=PRUNER.stamp,
+        stamp=make_stamp(PRUNER.reference),
     )
 
 
@@ -44,7 +45,7 @@ def vector(recall: float, loss: float, *, rung: int = 0, is_last: bool = False) 
 def test_rung_k_is_reached_after_first_times_reduction_to_the_k_tokens(
     tokens: int, rungs: int
 ) -> None:
-    assert PRUNER.rungs_reached(tokens) == rungs
+    assert Rungs(first_rung_tokens=1000).rungs_reached(tokens) == rungs
 
 
 def test_a_rung_with_too_few_entries_does_not_decide() -> None:

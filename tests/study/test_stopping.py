@@ -7,6 +7,7 @@ import pytest
 from optuna.trial import TrialState
 
 from analysis.points import Reference
+from study.goal import Goal
 from study.stopping import is_flat
 
 REFERENCE = Reference(recall=0.05, knowledge_loss=0.5)
@@ -41,7 +42,7 @@ def test_flat_is_no_gain_in_hypervolume_over_the_last_two(
 ) -> None:
     study = make_study(*values)
     study.ask()  # one that runs says nothing
-    assert is_flat(study.get_trials(), REFERENCE, 2) is flat
+    assert is_flat(study.get_trials(), Goal(), REFERENCE, 2) is flat
 
 
 def test_trials_count_in_the_order_in_which_they_ended() -> None:
@@ -50,4 +51,4 @@ def test_trials_count_in_the_order_in_which_they_ended() -> None:
     study.tell(third, (0.5, 0.2))
     study.tell(second, (0.4, 0.3))
     study.tell(first, (0.3, 0.3))
-    assert is_flat(study.get_trials(), REFERENCE, 2)
+    assert is_flat(study.get_trials(), Goal(), REFERENCE, 2)

@@ -19,6 +19,8 @@ from storage.leases import LeaseBook
 from storage.reader import read_study, read_verdicts
 from storage.records import StudyRecord
 from study import worker as worker_module
+from study.budget import Budget
+from study.goal import Goal
 from study.pruning import Decision, RungVector, SuccessiveHalving
 from study.stopping import is_flat
 
@@ -92,7 +94,7 @@ def test_a_study_whose_front_does_not_move_asks_no_more(sit_down: SitDown) -> No
         asked = sitting.study.get_trials()
         assert 2 < len(asked) < 40
         assert all(trial.state.is_finished() for trial in asked)
-        assert is_flat(asked, sitting.worker.settings.reference, 2)
+        assert is_flat(asked, Goal(), sitting.worker.settings.reference, 2)
 
 
 def test_told_values_are_those_of_the_last_measurement(sit_down: SitDown) -> None:
@@ -365,3 +367,57 @@ class _MeasuresAfter:
     def measure(self, turns: Sequence[Turn]) -> list[tuple[Measured, ...]]:
         self._before()
         return self._learning.measure(turns)
+
+
+def test_a_study_ends_with_its_budget_and_a_larger_one_lets_it_go_on(sit_down: SitDown) -> None:
+    with sit_down(trials=6, slots=1, folder="whole") as sitting:
+        assert sitting.run()
+        expected, whole = outcome(sitting), add_costs(read(sitting)).total.trained_tokens
+    with sit_down(trials=6, slots=1, budget=Budget(epochs=5)) as sitting:
+        assert sitting.run()
+        assert sitting.notes.stopped[0].startswith("the budget of 5 epochs is used up")
+        assert 0 < add_costs(read(sitting)).total.trained_tokens < whole
+        steps = sitting.notes.steps
+    with sit_down(trials=6, slots=1, budget=Budget(epochs=5)) as sitting:
+        assert sitting.run()  # nothing is left to do
+        assert sitting.notes.steps == 0 < steps
+    with sit_down(trials=6, slots=1, budget=Budget(epochs=1000)) as sitting:
+        assert sitting.run()
+        assert sitting.notes.stopped == []
+        assert outcome(sitting) == expected
+
+
+def test_hours_that_are_used_up_end_a_study_before_its_first_step(sit_down: SitDown) -> None:
+    for budget in (Budget(hours=1e-9), Budget(device_hours=1e-9)):
+        with sit_down(trials=3, budget=budget) as sitting:
+            assert sitting.run()
+            assert sitting.notes.steps == 0
+            assert "hours is used up" in sitting.notes.stopped[0]
+
+
+def test_optunas_own_pruners_decide_in_a_study_with_one_objective(sit_down: SitDown) -> None:
+    goal = Goal(loss_weight=0.5)
+    with sit_down(trials=8, goal=goal, optuna_pruner="successive_halving") as sitting:
+        assert sitting.run()
+        record, told = read(sitting), sitting.study.get_trials()
+    states = Counter(trial.state for trial in told)
+    assert states[TrialState.PRUNED] > 0
+    assert states[TrialState.COMPLETE] > 0
+    for trial, frozen in zip(record.trials, told, strict=True):
+        last = trial.measurements[-1].measurement
+        assert last.recall.value is not None
+        assert last.knowledge_loss.value is not None
+        score = last.recall.value - 0.5 * last.knowledge_loss.value
+        if frozen.state == TrialState.COMPLETE:
+            assert frozen.value == pytest.approx(score)
+        else:
+            assert list(frozen.intermediate_values.values())[-1] == pytest.approx(score)
+
+
+def test_every_ended_trial_says_how_far_it_breaks_the_bound(sit_down: SitDown) -> None:
+    with sit_down(trials=4, goal=Goal(max_knowledge_loss=0.3)) as sitting:
+        assert sitting.run()
+        for trial in sitting.study.get_trials():
+            violation = trial.user_attrs["last_knowledge_loss"] - 0.3
+            assert trial.constraints["max_knowledge_loss"] == pytest.approx(violation)
+            assert trial.system_attrs["constraints"] == [pytest.approx(violation)]
