@@ -44,12 +44,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """What a table is of, and how long it took: seconds of all processes together."""
+    """What a table is of, and how long it took: seconds of all processes together.
+
+    `made_from` is a digest of the space, the samplings, the model, the facts and the measurement.
+    """
 
     grid: str
     made_from: str
-    training_seconds: float = 0.0
-    asking_seconds: float = 0.0
+    base_recall: float
+    training_seconds: float
+    asking_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,7 +111,11 @@ def _make(grid: GridSpace, slots: int, pool: multiprocessing.pool.Pool) -> None:
                 flush=True,
             )
     head = Head(
-        grid=grid.name, made_from=made_from, training_seconds=training, asking_seconds=asking
+        grid=grid.name,
+        made_from=made_from,
+        base_recall=pool.apply(_base_recall),
+        training_seconds=training,
+        asking_seconds=asking,
     )
     print(write_table(head, rows))
 
@@ -150,6 +154,13 @@ def _start(slots: int) -> None:
     global _learning
     use_threads(1)
     _learning = Learning(pocket_base(), oscars(), judge=Matcher(), slots=slots, max_rank=MAX_RANK)
+
+
+def _base_recall() -> float:
+    assert _learning is not None
+    recall = _learning.base.measurement.recall.value
+    assert recall is not None
+    return recall
 
 
 def _run(job: Job) -> Done:

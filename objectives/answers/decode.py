@@ -24,7 +24,7 @@ from objectives.answers.cache import (
 from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
 from objectives.answers.sampling import History, TokenChooser
-from objectives.models.base import BaseModel
+from objectives.models.base import BaseModel, cache_argument
 from objectives.models.blocks import Entries
 from objectives.models.memory import with_rows_that_fit
 from objectives.models.reading import (
@@ -247,12 +247,13 @@ class _Reader:
         self._history = torch.cat([self._history, self._tokens], dim=1)
         # A finished row may run past the last position that the model knows.
         self._positions = (self._positions + 1).clamp(max=self._base.context_tokens - 1)
-        output = self._base.model(
+        model = self._base.model
+        output = model(
             input_ids=self._tokens,
             attention_mask=self._mask,
             position_ids=self._positions,
-            past_key_values=self._cache,
             use_cache=True,
+            **{cache_argument(model): self._cache},
         )
         self._choose(output.logits[:, -1])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from transformers import PreTrainedModel
@@ -68,3 +70,17 @@ class BaseModel:
     def decode(self, ids: list[int]) -> str:
         """Return generated token ids as text, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return how a model's forward calls its key/value cache.
+
+    It is `past_key_values` before transformers 5.24, and `cache` from then on.
+    """
+    return _cache_argument(type(model))
+
+
+@cache
+def _cache_argument(kind: type[PreTrainedModel]) -> str:
+    parameters = inspect.signature(kind.forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from objectives.models.base import BaseModel
+from objectives.models.base import BaseModel, cache_argument
 from objectives.models.blocks import Entries, cut_where_it_pays, lay_in_blocks
 from objectives.models.packed_attention import PACKED_ATTENTION, Attention, PassAttention
 
@@ -143,7 +143,7 @@ def attending(
     inputs: dict[str, Any] = {"input_ids": rows.token_ids, "use_cache": False}
     if rows.attention is None:
         if cache is not None:
-            inputs |= {"past_key_values": cache, "use_cache": True}
+            inputs |= {cache_argument(model): cache, "use_cache": True}
         if rows.mask is not None:
             inputs |= {"attention_mask": rows.mask, "position_ids": rows.positions}
         # Padded on the right they need no mask, and causal attention takes its fast path: real

@@ -14,10 +14,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import DynamicCache
 
 from data.recipes import Recipe
 from objectives.bank import Bank, export_adapter
-from objectives.models.base import BaseModel, ModelError
+from objectives.models.base import BaseModel, ModelError, cache_argument
 
 EpochTexts = Callable[[int], Sequence[str]]
 
@@ -85,13 +86,14 @@ def test_a_key_value_cache_gives_the_same_answers(bank: Bank, token_ids: Tensor)
     row_slots = [2, -1, 0, 1, 0, 0]
     whole = answer(bank, token_ids, row_slots)
     with torch.no_grad(), bank.answering([slot for slot in row_slots for _ in range(5)]):
-        start = bank.base.model(token_ids[:, :5], use_cache=True)
+        read, name = DynamicCache(), cache_argument(bank.base.model)
+        start = bank.base.model(token_ids[:, :5], use_cache=True, **{name: read})
     with torch.no_grad(), bank.answering(row_slots):
         rest = [
             bank.base.model(
                 token_ids[:, position : position + 1],
-                past_key_values=start.past_key_values,
                 use_cache=True,
+                **{name: read},
             ).logits
             for position in range(5, 9)
         ]

@@ -39,7 +39,7 @@ from objectives.answers.generate import generate
 from objectives.answers.request import Request
 from objectives.bank import Bank
 from objectives.models import reading
-from objectives.models.base import BaseModel
+from objectives.models.base import BaseModel, cache_argument
 from objectives.models.reading import (
     Rows,
     attending,
@@ -280,8 +280,8 @@ def continue_from_cache(
             input_ids=torch.full_like(positions, token),
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
+            **{cache_argument(base.model): cache},
         )
         logits.append(output.logits[:, -1])
     return torch.stack(logits, dim=1)
