@@ -1,11 +1,14 @@
 """Prunes running trials on both objectives: asynchronous successive halving against a reference.
 
-Optuna's pruners refuse studies with two objectives. The rule here: of the vectors that trials had
-when they had done equal work (a rung), a newcomer stays if it is among the best share of
-1 / reduction, or on the rung's front inside the reference box. Vectors are ordered by (1) whether
-they beat the reference point, which a do-nothing adapter never does, (2) their non-domination
-rank, (3) their hypervolume contribution within that rank. Asynchronous: Li et al. 2020 (ASHA);
-ranking by fronts: Schmucker et al. 2021 (MO-ASHA); the reference point is this project's.
+Optuna's pruners refuse studies with two objectives. The rule here, at a rung, where trials have
+done equal work: who loses more than the reference tolerates goes, for what is lost hardly comes
+back. Who does not answer better than the reference may be slow to begin and is spared once, at the
+first rung; then it goes too, as a do-nothing adapter does. Of those inside the reference box a
+newcomer stays if it is among the best share of 1 / reduction, or on the rung's front. They are
+ordered by their non-domination rank, then by their hypervolume contribution within it.
+
+Asynchronous: Li et al. 2020 (ASHA); ranking by fronts: Schmucker et al. 2021 (MO-ASHA); the
+reference box is this project's, and `benchmarks/SEARCH.md` shows what it brings.
 """
 
 from __future__ import annotations
@@ -58,18 +61,19 @@ class Decision:
 class Rungs:
     """When running trials are measured: at the first epoch's end after so much work.
 
-    `first_rung_tokens * reduction**k` trained tokens make rung k.
+    `first_rung_tokens * spacing**k` trained tokens make rung k. Between rungs a trial inside the
+    reference box is measured whenever its tokens have grown by the factor `inside_spacing`: there
+    every epoch is a point that counts.
     """
 
     first_rung_tokens: int
-    reduction: int = 3
+    spacing: float = 1.5
+    inside_spacing: float = 1.2
 
     def rungs_reached(self, trained_tokens: int) -> int:
         """Return how many rungs a trial has reached; 0 before the first."""
-        if trained_tokens < self.first_rung_tokens:
-            return 0
-        rungs = 1
-        while trained_tokens >= self.first_rung_tokens * self.reduction**rungs:
+        rungs = 0
+        while trained_tokens >= self.first_rung_tokens * self.spacing**rungs:
             rungs += 1
         return rungs
 
@@ -78,9 +82,9 @@ class Rungs:
 class SuccessiveHalving:
     """The pruner of a study with two objectives.
 
-    Of the vectors at a rung the best 1 / `reduction` go on. A rung with fewer than
-    `minimum_entries` vectors does not decide. Higher recall and lower knowledge loss are better;
-    NaN or infinite vectors are pruned at once.
+    A rung with fewer than `minimum_entries` vectors does not decide, nor do fewer inside the box
+    decide among each other. Higher recall and lower knowledge loss are better; NaN or infinite
+    vectors are pruned at once.
     """
 
     reference: Reference
@@ -96,8 +100,7 @@ class SuccessiveHalving:
         """
         if not (math.isfinite(newcomer.recall) and math.isfinite(newcomer.knowledge_loss)):
             return Decision(keep=False, reason="recall or knowledge loss is not a number")
-        vectors = [newcomer]
-        vectors += [
+        comparable = [
             other
             for other in others
             if other.stamp == newcomer.stamp
@@ -105,57 +108,66 @@ class SuccessiveHalving:
             and math.isfinite(other.knowledge_loss)
         ]
         at_rung = f"rung {newcomer.rung}, epoch {newcomer.epoch}"
-        if len(vectors) < self.minimum_entries:
+        if len(comparable) + 1 < self.minimum_entries:
             return Decision(keep=True, reason=f"{at_rung}: too few trials to compare with")
-        places = self._places(vectors)
-        place, kept = places[0], max(1, len(vectors) // self.reduction)
+        reached = f"(recall {newcomer.recall:.2f}, knowledge loss {newcomer.knowledge_loss:.2f})"
+        if newcomer.knowledge_loss >= self.reference.knowledge_loss:
+            return Decision(keep=False, reason=f"{at_rung}: loses too much {reached}")
+        if newcomer.recall <= self.reference.recall:
+            is_first = newcomer.rung == 0
+            begun = "not yet" if is_first else "still not"
+            return Decision(
+                keep=is_first,
+                reason=f"{at_rung}: does {begun} answer more than the base {reached}",
+            )
+        inside = [newcomer, *filter(self.beats_reference, comparable)]
+        if len(inside) < self.minimum_entries:
+            return Decision(keep=True, reason=f"{at_rung}: too few good trials to compare with")
+        place, kept = self._places(inside)[0], max(1, len(inside) // self.reduction)
         if place < kept:
-            return Decision(keep=True, reason=f"{at_rung}: place {place + 1} of {len(vectors)}")
-        if self._beats_reference(newcomer) and 0 in non_dominated(_points(vectors)):
+            return Decision(keep=True, reason=f"{at_rung}: place {place + 1} of {len(inside)}")
+        if 0 in non_dominated(_points(inside)):
             return Decision(keep=True, reason=f"{at_rung}: on the front")
         return Decision(
             keep=False,
             reason=(
-                f"{at_rung}: place {place + 1} of {len(vectors)}, the best {kept} go on "
-                f"(recall {newcomer.recall:.2f}, knowledge loss {newcomer.knowledge_loss:.2f})"
+                f"{at_rung}: place {place + 1} of {len(inside)}, the best {kept} go on {reached}"
             ),
         )
 
-    def _beats_reference(self, vector: RungVector) -> bool:
-        return (
-            vector.recall > self.reference.recall
-            and vector.knowledge_loss < self.reference.knowledge_loss
-        )
+    def beats_reference(self, vector: RungVector) -> bool:
+        """Return whether a vector is inside the box: more recall and less loss than its corner."""
+        return is_inside(self.reference, vector.recall, vector.knowledge_loss)
 
     def _places(self, vectors: Sequence[RungVector]) -> list[int]:
         """Return each vector's place, 0 is best: `places[i]` belongs to `vectors[i]`."""
-        inside = [i for i, vector in enumerate(vectors) if self._beats_reference(vector)]
-        outside = [i for i in range(len(vectors)) if i not in set(inside)]
-        order = self._order(vectors, inside) + self._order(vectors, outside)
         places = [0] * len(vectors)
-        for place, index in enumerate(order):
+        for place, index in enumerate(self._order(vectors)):
             places[index] = place
         return places
 
-    def _order(self, vectors: Sequence[RungVector], indices: Sequence[int]) -> list[int]:
-        """Return `indices` from best to worst: front after front, contribution within a front."""
+    def _order(self, vectors: Sequence[RungVector]) -> list[int]:
+        """Return positions from best to worst: front after front, contribution within a front."""
         order: list[int] = []
-        left = list(indices)
+        left = list(range(len(vectors)))
         while left:
             points = _points([vectors[i] for i in left])
             front = non_dominated(points)
-            # Outside the box every contribution to the box is nothing: the nearest goes first.
             contributions = hypervolume_contributions(
                 [points[i] for i in front], (self.reference.recall, self.reference.knowledge_loss)
             )
             best_first = sorted(
-                zip(contributions, front, strict=True),
-                key=lambda pair: (-pair[0], -(points[pair[1]][0] - points[pair[1]][1]), pair[1]),
+                zip(contributions, front, strict=True), key=lambda pair: (-pair[0], pair[1])
             )
             order += [left[i] for _, i in best_first]
             taken = set(front)
             left = [index for i, index in enumerate(left) if i not in taken]
         return order
+
+
+def is_inside(reference: Reference, recall: float, knowledge_loss: float) -> bool:
+    """Return whether both values beat the reference; never for NaN."""
+    return recall > reference.recall and knowledge_loss < reference.knowledge_loss
 
 
 def make_stamp(reference: Reference) -> str:

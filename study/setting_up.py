@@ -54,8 +54,8 @@ from study.stored import (
 from study.watching import Watcher
 from study.worker import Worker, WorkerSettings
 
-# Trained tokens per new fact at the first rung: enough to have begun to answer.
-FIRST_RUNG_TOKENS_PER_FACT = 350
+# Trained tokens per new fact at the first rung; slow recipes begin to answer then or at the next.
+FIRST_RUNG_TOKENS_PER_FACT = 700
 
 
 # A study asks so many trials per slot or more, so that most are asked with others' results known.
@@ -295,7 +295,8 @@ def _make_rungs(spec: StudySpec, facts: int) -> Rungs | None:
         return None
     return Rungs(
         first_rung_tokens=spec.pruner.first_rung_tokens or FIRST_RUNG_TOKENS_PER_FACT * facts,
-        reduction=spec.pruner.reduction,
+        spacing=spec.pruner.spacing,
+        inside_spacing=spec.pruner.inside_spacing,
     )
 
 

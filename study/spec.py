@@ -75,10 +75,16 @@ class ReferenceSpec(_Part):
 
 
 class PrunerSpec(_Part):
-    """Successive halving; rung k comes after `first_rung_tokens * reduction**k` trained tokens."""
+    """Successive halving: where the rungs are, and who goes on there.
+
+    Rung k comes after `first_rung_tokens * spacing**k` trained tokens; trials that beat the
+    reference are measured between rungs whenever their tokens have grown by `inside_spacing`.
+    """
 
     enabled: bool = True
     first_rung_tokens: Annotated[int, Field(ge=1)] | None = None
+    spacing: Annotated[float, Field(gt=1, le=10)] = 1.5
+    inside_spacing: Annotated[float, Field(gt=1, le=10)] = 1.2
     reduction: Annotated[int, Field(ge=2, le=10)] = 3
     minimum_entries: Annotated[int, Field(ge=2)] = 4
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analysis.points import Point, Reference, front_points
 from data.measurements import Measurement
-from data.recipes import Recipe, Sampling
+from data.recipes import GREEDY, Recipe, Sampling
 from objectives.bank.checkpoint import CHECKPOINT_FILE, restore_checkpoint, save_checkpoint
 from objectives.learn import Learning, Measured, Turn
 from search_spaces.recipe_space import RecipeSpace, suggest_recipe
@@ -35,6 +35,7 @@ from study.pruning import (
     Rungs,
     RungVector,
     SuccessiveHalving,
+    is_inside,
     make_stamp,
     vectors_at_rung,
 )
@@ -48,7 +49,7 @@ _RUNG_ATTRIBUTE = "remember:rung:"
 
 @dataclass(slots=True, kw_only=True)
 class _Occupant:
-    """The trial in a slot."""
+    """The trial in a slot; `last` is its latest greedy measurement."""
 
     trial: optuna.Trial
     lease: Lease
@@ -59,6 +60,7 @@ class _Occupant:
     rungs_done: int = 0
     generated_tokens: int = 0
     last: Measurement | None = None
+    may_be_pruned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +193,8 @@ class Worker:
                 self._tell_recorded(record)
                 self._leases.release(lease)
             else:
-                self._occupy(optuna.Trial(self.study, frozen._trial_id), lease, resumed=True)
+                trial = optuna.Trial(self.study, frozen._trial_id)
+                self._occupy(trial, lease, resumed=True, record=record)
 
     def _fill_slots(self) -> None:
         while len(self._occupants) < self.learning.bank.slots:
@@ -225,7 +228,14 @@ class Worker:
             self.settings.study, number, owner=self._owner, seconds=LEASE_SECONDS
         )
 
-    def _occupy(self, trial: optuna.Trial, lease: Lease, *, resumed: bool) -> None:
+    def _occupy(
+        self,
+        trial: optuna.Trial,
+        lease: Lease,
+        *,
+        resumed: bool,
+        record: TrialRecord | None = None,
+    ) -> None:
         slot = next(s for s in range(self.learning.bank.slots) if s not in self._occupants)
         occupant = _Occupant(
             trial=trial,
@@ -251,7 +261,7 @@ class Worker:
             # What lies there now belongs to a study that was deleted, or was never finished.
             shutil.rmtree(checkpoint, ignore_errors=True)
             self.learning.begin(slot, occupant.recipe, seed=seed)
-        # A vector from beyond the checkpoint is measured again, for it was not decided upon.
+        # What lies beyond the checkpoint is measured again, for it was not decided upon.
         trained_tokens = self.learning.bank.progress(slot).trained_tokens
         occupant.rungs_done = max(
             (
@@ -261,6 +271,7 @@ class Worker:
             ),
             default=0,
         )
+        occupant.last = _last_greedy(record, trained_tokens)
         self._occupants[slot] = occupant
         self.watcher.trial_started(trial.number, occupant.recipe, resumed=resumed)
 
@@ -268,10 +279,25 @@ class Worker:
         progress = self.learning.bank.progress(slot)
         if progress.failure is not None or progress.finished:
             return True
-        rungs = self.settings.rungs
-        return (
-            rungs is not None
-            and rungs.rungs_reached(progress.trained_tokens) > self._occupants[slot].rungs_done
+        return self._is_at_new_rung(slot) or self._is_worth_a_look(slot)
+
+    def _is_at_new_rung(self, slot: int) -> bool:
+        rungs, tokens = self.settings.rungs, self.learning.bank.progress(slot).trained_tokens
+        return rungs is not None and rungs.rungs_reached(tokens) > self._occupants[slot].rungs_done
+
+    def _is_worth_a_look(self, slot: int) -> bool:
+        """Return whether a trial between rungs is likely to be a point that counts."""
+        rungs, last = self.settings.rungs, self._occupants[slot].last
+        if rungs is None or last is None:
+            return False
+        has_grown = (
+            self.learning.bank.progress(slot).trained_tokens
+            >= rungs.inside_spacing * last.trained_tokens
+        )
+        return has_grown and is_inside(
+            self.settings.reference,
+            _number(last.recall.value),
+            _number(last.knowledge_loss.value),
         )
 
     def _measure(self, due: list[int]) -> None:
@@ -327,6 +353,7 @@ class Worker:
         ).add(new)
 
     def _record(self, slot: int, measured: tuple[Measured, ...]) -> None:
+        """Record measurements, and at a new rung or the end the vector to compare by."""
         occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
         for each in measured:
             occupant.generated_tokens += each.measurement.generated_tokens
@@ -340,7 +367,8 @@ class Worker:
         greedy = measured[0].measurement
         occupant.last = greedy
         rungs = self.settings.rungs
-        if rungs is not None:
+        occupant.may_be_pruned = self._is_at_new_rung(slot)
+        if rungs is not None and (occupant.may_be_pruned or progress.finished):
             occupant.rungs_done = rungs.rungs_reached(progress.trained_tokens)
             vector = RungVector(
                 rung=occupant.rungs_done - 1,
@@ -360,8 +388,8 @@ class Worker:
             own = (m.measurement for m in measured if m.measurement.sampling == occupant.sampling)
             self._end(slot, "complete", values=self._values(next(own)))
             return
-        decision = self._decide_at_rung(occupant)
-        if decision.keep:
+        decision = self._decide_at_rung(occupant) if occupant.may_be_pruned else None
+        if decision is None or decision.keep:
             save_checkpoint(self.learning.bank, slot, self._checkpoint(occupant.trial.number))
         else:
             self._end(slot, "pruned", reason=decision.reason)
@@ -375,7 +403,7 @@ class Worker:
         if settings.goal.is_single:
             (score,) = settings.goal.values(newcomer.recall, newcomer.knowledge_loss)
             return decide_by_optuna(
-                occupant.trial, newcomer, score, reduction=settings.rungs.reduction
+                occupant.trial, newcomer, score, reduction=settings.pruner.reduction
             )
         return settings.pruner.decide(newcomer, vectors_at_rung(rung, vectors))
 
@@ -500,3 +528,18 @@ class Worker:
 def _number(value: float | None) -> float:
     """Return a value for Optuna; what could not be measured is NaN, which it takes as failed."""
     return float("nan") if value is None else value
+
+
+def _last_greedy(record: TrialRecord | None, trained_tokens: int) -> Measurement | None:
+    """Return a trial's latest greedy measurement up to so many tokens, or None."""
+    measurements = () if record is None else record.measurements
+    return max(
+        (
+            kept.measurement
+            for kept in measurements
+            if kept.measurement.sampling == GREEDY
+            and kept.measurement.trained_tokens <= trained_tokens
+        ),
+        key=lambda measurement: measurement.trained_tokens,
+        default=None,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -18,49 +18,50 @@ from data.recipes import GREEDY
 from search_spaces.settings import Value
 from study.asked_trials import MEASURED_FROM
 from study.free_points import FreePointsMode
-from study.pruning import Rungs, RungVector, SuccessiveHalving, make_stamp, vectors_at_rung
+from study.pruning import (
+    Rungs,
+    RungVector,
+    SuccessiveHalving,
+    is_inside,
+    make_stamp,
+    vectors_at_rung,
+)
 from study.sampler import SamplerName, SeededSampler
+from study.setting_up import FIRST_RUNG_TOKENS_PER_FACT
+from study.spec import PrunerSpec
 
-FACTS = 23
-FIRST_RUNG_TOKENS = 350 * FACTS  # as a study of the grid's facts has it
-REDUCTION = 3
+FACTS = 23  # that the grids' adapters were taught
 STARTUP = 5  # trials that the median pruner lets pass, Optuna's default
+STUDYS_OWN = PrunerSpec()
 
 Vector = tuple[float, float]
-# Whether a trial goes on after an epoch, given all vectors by trial and epoch, its own included.
-Decide = Callable[["Seen", int, int], bool]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What the trials of a search have shown at the epochs at which they were asked greedily."""
-
-    world: World
-    cells: Mapping[int, Mapping[int, Cell]]  # by trial, then by epoch
-    rung_vectors: Mapping[int, Sequence[RungVector]]
+# Whether a trial goes on: its vector at a rung, and the others' there.
+Decide = Callable[[World, RungVector, Sequence[RungVector]], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """A way of searching.
 
-    `asks_every_epoch` asks a running trial after every epoch, otherwise at rungs; `decide` says
-    then whether it goes on. `counts_rungs`: what was seen of a trial on its way counts as found.
-    `samples_all`: a finished adapter is asked under every sampling. `told`: which of those points
-    Optuna hears of. `starts`: a study's own starting points come first.
+    `decide` says at rungs whether a trial goes on; without it only finished trials are asked.
+    `looks_inside`: between rungs, trials that beat the reference are asked too. `draws_epochs`:
+    the sampler chooses after how many epochs a trial ends; otherwise all go for the most.
+    `counts_rungs`: what was seen of a trial on its way counts as found. `samples_all`: a finished
+    adapter is asked under every sampling. `told`: which of those points Optuna hears of.
+    `starts`: a study's own starting points come first.
     """
 
     name: str
     sampler: SamplerName = "tpe"
     decide: Decide | None = None
-    asks_every_epoch: bool = False
-    fixed_epochs: bool = False
-    counts_rungs: bool = False
+    first_rung_tokens: int = FIRST_RUNG_TOKENS_PER_FACT * FACTS
+    spacing: float = STUDYS_OWN.spacing
+    looks_inside: bool = False
+    draws_epochs: bool = False
+    counts_rungs: bool = True
     samples_all: bool = False
     told: FreePointsMode = "none"
     starts: bool = False
-    constrained: bool = False
-    rung_epochs: tuple[int, ...] = ()
 
 
 def search(
@@ -81,62 +82,74 @@ def search(
     for point in starts if method.starts else ():
         study.enqueue_trial(dict(point))
     ledger = Ledger(world)
-    rungs = Rungs(first_rung_tokens=FIRST_RUNG_TOKENS, reduction=REDUCTION)
-    cells: dict[int, dict[int, Cell]] = {}
-    vectors: dict[int, list[RungVector]] = {}
-    seen = Seen(world=world, cells=cells, rung_vectors=vectors)
+    seen: dict[int, list[RungVector]] = {}
     while not ledger.is_complete(budget):
         trial = study.ask()
-        choice = world.suggest(trial, epochs=world.last_epoch if method.fixed_epochs else None)
-        own, own_vectors = cells.setdefault(trial.number, {}), vectors.setdefault(trial.number, [])
-        tokens = rungs_done = 0
-        state = TrialState.COMPLETE
-        for epoch in (epoch for epoch in world.epochs if epoch <= choice.epochs):
-            cell = world.cell(choice.row, epoch)
-            if cell is None:
-                state = TrialState.FAIL
-                break
-            ledger.train(cell.trained_tokens - tokens)
-            tokens = cell.trained_tokens
-            is_last = epoch == choice.epochs
-            reached = rungs.rungs_reached(tokens)
-            if not is_last and not (
-                method.decide is not None
-                and (
-                    method.asks_every_epoch
-                    or epoch in method.rung_epochs
-                    or (not method.rung_epochs and reached > rungs_done)
-                )
-            ):
-                continue
-            rungs_done = reached
-            own[epoch] = cell
-            own_vectors.append(_vector(world, cell, reached - 1, is_last=is_last))
-            is_own = is_last and choice.sampling == GREEDY.name
-            ledger.ask(cell, counts=is_own or method.counts_rungs)
-            if not is_own:
-                _tell_free(method, study, world, trial, cell, ledger)
-            if is_last:
-                _finish(method, study, world, trial, choice, ledger)
-            elif method.decide is not None and not method.decide(seen, trial.number, epoch):
-                state = TrialState.PRUNED
-                break
-        if method.constrained and own:
-            last = own[max(own)]
-            box = world.reference
-            trial.set_constraint(
-                "reference",
-                max(0, box.recall - last.recall + 1e-6)
-                + max(0, last.knowledge_loss - box.knowledge_loss + 1e-6),
-            )
-        if state == TrialState.COMPLETE:
-            chosen = world.cell(choice.row, choice.epochs, choice.sampling)
-            assert chosen is not None
+        choice = world.suggest(trial, epochs=None if method.draws_epochs else world.last_epoch)
+        state = _run(method, study, trial, choice, seen, ledger)
+        chosen = world.cell(choice.row, choice.epochs, choice.sampling)
+        if state == TrialState.COMPLETE and chosen is not None:
             study.tell(trial, (chosen.recall, chosen.knowledge_loss))
         else:
             study.tell(trial, state=state)
-        ledger.asked += 1
+        ledger.ended(state, chosen)
     return ledger
+
+
+def _run(
+    method: Method,
+    study: optuna.Study,
+    trial: optuna.Trial,
+    choice: Choice,
+    seen: dict[int, list[RungVector]],
+    ledger: Ledger,
+) -> TrialState:
+    """Train one trial up to its end or as far as it may go; add its rung vectors to `seen`."""
+    world, vectors = ledger.world, seen.setdefault(trial.number, [])
+    rungs = Rungs(
+        first_rung_tokens=method.first_rung_tokens,
+        spacing=method.spacing,
+        inside_spacing=STUDYS_OWN.inside_spacing,
+    )
+    tokens = rungs_done = 0
+    last: Cell | None = None
+    for epoch in (epoch for epoch in world.epochs if epoch <= choice.epochs):
+        cell = world.cell(choice.row, epoch)
+        if cell is None:
+            return TrialState.FAIL
+        ledger.train(cell.trained_tokens - tokens)
+        tokens = cell.trained_tokens
+        reached = rungs.rungs_reached(tokens)
+        is_end = epoch == choice.epochs
+        at_rung = method.decide is not None and reached > rungs_done
+        if not (
+            is_end or at_rung or (method.looks_inside and _counts(world, last, tokens, rungs))
+        ):
+            continue
+        last = cell
+        is_own = is_end and choice.sampling == GREEDY.name
+        ledger.ask(cell, counts=is_own or method.counts_rungs)
+        if not is_own:
+            _tell_free(method, study, world, trial, cell, ledger)
+        if is_end or at_rung:
+            rungs_done = reached
+            vectors.append(_vector(world, cell, reached - 1, is_last=is_end))
+        if at_rung and not is_end and method.decide is not None:
+            newcomer = vectors[-1]
+            others = {n: v for n, v in seen.items() if n != trial.number}
+            if not method.decide(world, newcomer, vectors_at_rung(newcomer.rung, others)):
+                return TrialState.PRUNED
+    _ask_samplings(method, study, world, trial, choice, ledger)
+    return TrialState.COMPLETE
+
+
+def _counts(world: World, last: Cell | None, tokens: int, rungs: Rungs) -> bool:
+    """Return whether a trial between rungs is asked, as a study's worker does."""
+    return (
+        last is not None
+        and tokens >= rungs.inside_spacing * last.trained_tokens
+        and is_inside(world.reference, last.recall, last.knowledge_loss)
+    )
 
 
 def _vector(world: World, cell: Cell, rung: int, *, is_last: bool) -> RungVector:
@@ -151,7 +164,7 @@ def _vector(world: World, cell: Cell, rung: int, *, is_last: bool) -> RungVector
     )
 
 
-def _finish(
+def _ask_samplings(
     method: Method,
     study: optuna.Study,
     world: World,
@@ -184,7 +197,10 @@ def _tell_free(
         return
     params = dict(trial.params)
     spaces = dict(trial.distributions)
-    params["epochs"] = world.epochs.index(cell.epoch)
+    if "epochs" in params:
+        params["epochs"] = world.epochs.index(cell.epoch)
+    elif cell.epoch != world.last_epoch:
+        return  # no point of a space without epochs
     if cell.epoch == world.last_epoch:
         params["sampling"] = cell.sampling
     else:
@@ -196,61 +212,48 @@ def _tell_free(
             params=params,
             distributions=spaces,
             user_attrs={MEASURED_FROM: trial.number},
-            system_attrs={
-                "constraints:reference": max(0, world.reference.recall - cell.recall + 1e-6)
-                + max(0, cell.knowledge_loss - world.reference.knowledge_loss + 1e-6)
-            }
-            if method.constrained
-            else None,
         )
     )
 
 
-def halve_against_reference(seen: Seen, trial: int, epoch: int) -> bool:
+def halve_against_reference(
+    world: World, newcomer: RungVector, others: Sequence[RungVector]
+) -> bool:
     """Decide as a study does."""
-    pruner = SuccessiveHalving(reference=seen.world.reference, reduction=REDUCTION)
-    vectors = dict(seen.rung_vectors)
-    newcomer = next(v for v in vectors.pop(trial) if v.epoch == epoch)
-    return pruner.decide(newcomer, vectors_at_rung(newcomer.rung, vectors)).keep
-
-
-def spare_slow(seen: Seen, trial: int, epoch: int) -> bool:
-    pruner = SuccessiveHalving(reference=seen.world.reference, reduction=REDUCTION)
-    vectors = dict(seen.rung_vectors)
-    newcomer = next(v for v in vectors.pop(trial) if v.epoch == epoch)
-    others = vectors_at_rung(newcomer.rung, vectors)
-    box = seen.world.reference
-    if newcomer.rung == 0 and newcomer.recall <= box.recall and newcomer.knowledge_loss < box.knowledge_loss:
-        return True
+    pruner = SuccessiveHalving(
+        reference=world.reference,
+        reduction=STUDYS_OWN.reduction,
+        minimum_entries=STUDYS_OWN.minimum_entries,
+    )
     return pruner.decide(newcomer, others).keep
 
 
-def out_only(seen: Seen, trial: int, epoch: int) -> bool:
-    """prune only beyond the tolerated loss, or nothing learned at rung >= 1"""
-    vectors = dict(seen.rung_vectors)
-    newcomer = next(v for v in vectors.pop(trial) if v.epoch == epoch)
-    box = seen.world.reference
-    if newcomer.knowledge_loss >= box.knowledge_loss: return False
-    if newcomer.rung >= 1 and newcomer.recall <= box.recall: return False
-    return True
-
-
-def never(seen: Seen, trial: int, epoch: int) -> bool:
-    return True
-
-
-def halve_by_fronts(seen: Seen, trial: int, epoch: int) -> bool:
+def halve_by_fronts(world: World, newcomer: RungVector, others: Sequence[RungVector]) -> bool:
     """Decide as MO-ASHA does (Schmucker et al. 2021): fronts, within each the farthest first.
 
-    There is no reference point, and a rung with fewer than `REDUCTION` entries does not decide.
+    There is no reference point, and a rung with fewer than three entries does not decide.
     """
-    vectors = dict(seen.rung_vectors)
-    newcomer = next(v for v in vectors.pop(trial) if v.epoch == epoch)
-    others = vectors_at_rung(newcomer.rung, vectors)
-    points = [(v.recall, v.knowledge_loss) for v in (newcomer, *others)]
-    if len(points) < REDUCTION:
+    points = _points(newcomer, others)
+    if len(points) < STUDYS_OWN.reduction:
         return True
-    return 0 in order_by_fronts(points)[: max(1, len(points) // REDUCTION)]
+    return 0 in order_by_fronts(points)[: max(1, len(points) // STUDYS_OWN.reduction)]
+
+
+def stop_below_median(world: World, newcomer: RungVector, others: Sequence[RungVector]) -> bool:
+    """Decide as OptunaHub's multi-metric pruner does with the median pruner.
+
+    All vectors at a rung are ranked by fronts, ties by hypervolume contribution; a trial whose
+    rank is worse than the median of the others' goes, unless it is on the front.
+    """
+    points = _points(newcomer, others)
+    if len(others) < STARTUP or 0 in non_dominated(points):
+        return True
+    own, *ranks = _ranks(points)
+    return own <= median(ranks)
+
+
+def _points(newcomer: RungVector, others: Sequence[RungVector]) -> list[Vector]:
+    return [(vector.recall, vector.knowledge_loss) for vector in (newcomer, *others)]
 
 
 def order_by_fronts(points: Sequence[Vector]) -> list[int]:
@@ -262,7 +265,7 @@ def order_by_fronts(points: Sequence[Vector]) -> list[int]:
     left = list(range(len(points)))
     while left:
         front = [left[i] for i in non_dominated([points[i] for i in left])]
-        values = set(points[i] for i in front)
+        values = {points[i] for i in front}
         front += [i for i in left if i not in front and points[i] in values]  # equal points
         net = [front.pop(0)]
         while front:
@@ -272,24 +275,6 @@ def order_by_fronts(points: Sequence[Vector]) -> list[int]:
         order += net
         left = [i for i in left if i not in net]
     return order
-
-
-def stop_below_median(seen: Seen, trial: int, epoch: int) -> bool:
-    """Decide as OptunaHub's multi-metric pruner does with the median pruner.
-
-    All vectors at an epoch are ranked by fronts, ties by hypervolume contribution; a trial whose
-    best rank is worse than the median of the others' goes, unless it is on the front.
-    """
-    at_epoch = {number: by[epoch] for number, by in seen.cells.items() if epoch in by}
-    if len(at_epoch) - 1 < STARTUP:
-        return True
-    points = [(cell.recall, cell.knowledge_loss) for cell in at_epoch.values()]
-    position = list(at_epoch).index(trial)
-    if position in non_dominated(points):
-        return True
-    ranks = _ranks(points)
-    others = [rank for i, rank in enumerate(ranks) if i != position]
-    return ranks[position] <= median(others)
 
 
 def _ranks(points: Sequence[Vector]) -> list[int]:
@@ -308,62 +293,21 @@ def _ranks(points: Sequence[Vector]) -> list[int]:
     return ranks
 
 
-EXPERIMENTS = tuple(
-    Method(name=f"x {dn} told={told} con={con} fix={fix} rungs={re}", decide=d, counts_rungs=True, told=told, constrained=con, fixed_epochs=fix, rung_epochs=re)
-    for dn, d in (("halve", halve_against_reference), ("slow", spare_slow), ("out", out_only), ("never", never))
-    for told in ("none", "all")
-    for con in (False, True)
-    for fix in (False, True)
-    for re in ((), (2, 4, 8))
-)
+OURS = Method(name="ours", decide=halve_against_reference, looks_inside=True)
+
 METHODS = (
-    Method(name="random search", sampler="random"),
-    Method(name="TPE without pruning"),
-    Method(
-        name="TPE, median pruning",
-        decide=stop_below_median,
-        asks_every_epoch=True,
-        counts_rungs=True,
-    ),
-    Method(
-        name="MO-ASHA",
-        sampler="random",
-        decide=halve_by_fronts,
-        fixed_epochs=True,
-        counts_rungs=True,
-    ),
-    Method(name="ours, only last epochs count", decide=halve_against_reference),
-    Method(name="ours", decide=halve_against_reference, counts_rungs=True),
-    Method(
-        name="ours, most epochs always",
-        decide=halve_against_reference,
-        counts_rungs=True,
-        fixed_epochs=True,
-    ),
-    Method(
-        name="ours, all samplings asked",
-        decide=halve_against_reference,
-        counts_rungs=True,
-        samples_all=True,
-    ),
-    Method(
-        name="ours, rungs on the front told",
-        decide=halve_against_reference,
-        counts_rungs=True,
-        told="front",
-    ),
-    Method(
-        name="ours, all rungs told",
-        decide=halve_against_reference,
-        counts_rungs=True,
-        told="all",
-    ),
-    Method(
-        name="ours with its starting points",
-        decide=halve_against_reference,
-        counts_rungs=True,
-        starts=True,
-    ),
+    Method(name="random search", sampler="random", draws_epochs=True),
+    Method(name="TPE without pruning", draws_epochs=True),
+    Method(name="TPE with median pruning", decide=stop_below_median),
+    Method(name="MO-ASHA", sampler="random", decide=halve_by_fronts),
+    replace(OURS, name="ours, only ends count", counts_rungs=False, draws_epochs=True),
+    OURS,
+    replace(OURS, name="ours, epochs drawn", draws_epochs=True),
+    replace(OURS, name="ours, rungs alone", looks_inside=False),
+    replace(OURS, name="ours, all samplings asked", samples_all=True),
+    replace(OURS, name="ours, front told to TPE", told="front"),
+    replace(OURS, name="ours, all told to TPE", told="all"),
+    replace(OURS, name="ours with starting points", starts=True),
 )
 
 

@@ -1,1 +1,2 @@
-def write_page(): return ""
+def write_page():
+    return ""

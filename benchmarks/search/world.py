@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import optuna
+from optuna.trial import TrialState
 
 from analysis.points import Reference
 from benchmarks.search.grid_table import Cell, GridTable
 from data.front import hypervolume, non_dominated
 from data.recipes import GREEDY
 from search_spaces.settings import Value
+from study.pruning import is_inside
 
 RECALL_MARGIN, TOLERATED_LOSS = 0.05, 0.5  # the reference point of studies
 
@@ -76,11 +78,7 @@ class World:
 
     def front(self) -> list[tuple[float, float]]:
         """Return the grid's front within the reference, by falling recall."""
-        inside = [
-            point
-            for point in self.points
-            if point[0] > self.reference.recall and point[1] < self.reference.knowledge_loss
-        ]
+        inside = [point for point in self.points if is_inside(self.reference, *point)]
         return [inside[i] for i in non_dominated(inside)]
 
     def suggest(self, trial: optuna.Trial, *, epochs: int | None = None) -> Choice:
@@ -116,12 +114,18 @@ class World:
 
 @dataclass(slots=True)
 class Ledger:
-    """What a search has spent and found so far; `history` has a line per found point."""
+    """What a search has spent and found so far.
+
+    `history` has a line per asking: the shares of the grid's seconds and of its tokens that were
+    spent, and of its hypervolume that was found. `idle_to_the_end` counts trials that went to
+    their end without answering more than the reference.
+    """
 
     world: World
     seconds: float = 0.0
     tokens: int = 0
     asked: int = 0
+    idle_to_the_end: int = 0
     points: list[tuple[float, float]] = field(default_factory=list)
     history: list[tuple[float, float, float]] = field(default_factory=list)
     _hypervolume: float = 0.0
@@ -137,10 +141,9 @@ class Ledger:
         if counts:
             self.points.append((cell.recall, cell.knowledge_loss))
             found = self.world.measure(self.points)
-            if found > self._hypervolume:
-                self._hypervolume = found
-                # The front is all that counts, and it is short.
-                self.points = [self.points[i] for i in non_dominated(self.points)]
+            self._hypervolume = max(found, self._hypervolume)
+            # The front is all that counts, and it is short.
+            self.points = [self.points[i] for i in non_dominated(self.points)]
         self.history.append(
             (
                 self.seconds / self.world.seconds,
@@ -148,6 +151,12 @@ class Ledger:
                 self._hypervolume / self.world.hypervolume,
             )
         )
+
+    def ended(self, state: TrialState, last: Cell | None) -> None:
+        """Count a trial that has ended, at `last` if it was not pruned."""
+        self.asked += 1
+        if state == TrialState.COMPLETE and last is not None:
+            self.idle_to_the_end += last.recall <= self.world.reference.recall
 
     def is_complete(self, budget: float) -> bool:
         """Return whether a share of the grid's cost is spent, or everything was found."""

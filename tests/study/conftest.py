@@ -179,6 +179,7 @@ def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning])
         prune: bool = True,
         space: RecipeSpace = space,
         presets: tuple[str, ...] = ("greedy",),
+        first_rung_tokens: int = 180,
         goal: Goal = GOAL,
         optuna_pruner: OptunaPrunerName = "none",
         **more: Any,
@@ -208,7 +209,9 @@ def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning])
                     space=space,
                     samplings=SamplingSpace(presets=presets),
                     goal=goal,
-                    rungs=Rungs(first_rung_tokens=80, reduction=2) if prune else None,
+                    rungs=(
+                        Rungs(first_rung_tokens=first_rung_tokens, spacing=2) if prune else None
+                    ),
                     pruner=pruner,
                     checkpoints=home / "checkpoints",
                     reference=REFERENCE,

@@ -40,9 +40,9 @@ def vector(recall: float, loss: float, *, rung: int = 0, is_last: bool = False) 
 
 @pytest.mark.parametrize(
     ("tokens", "rungs"),
-    [(0, 0), (999, 0), (1000, 1), (2999, 1), (3000, 2), (8999, 2), (9000, 3), (100_000, 5)],
+    [(0, 0), (999, 0), (1000, 1), (1499, 1), (1500, 2), (2249, 2), (2250, 3), (100_000, 12)],
 )
-def test_rung_k_is_reached_after_first_times_reduction_to_the_k_tokens(
+def test_rung_k_is_reached_after_first_times_spacing_to_the_k_tokens(
     tokens: int, rungs: int
 ) -> None:
     assert Rungs(first_rung_tokens=1000).rungs_reached(tokens) == rungs
@@ -59,9 +59,33 @@ def test_a_dominated_trial_is_pruned_at_the_first_deciding_rung() -> None:
     assert "place 3 of 3" in decision.reason
 
 
-def test_an_adapter_that_did_nothing_is_pruned_although_nothing_dominates_it() -> None:
-    others = [vector(0.9, 0.1), vector(0.5, 0.05), vector(0.4, 0.02)]
-    assert not PRUNER.decide(vector(0.0, 0.0), others).keep
+def test_an_adapter_that_did_nothing_is_spared_once_although_nothing_dominates_it() -> None:
+    for others in (
+        [vector(0.9, 0.1), vector(0.5, 0.05), vector(0.4, 0.02)],
+        [vector(0.0, 0.0)] * 3,
+        [vector(0.0, 0.9)] * 3,
+    ):
+        slow = PRUNER.decide(vector(0.0, 0.0), others)
+        assert slow.keep
+        assert "does not yet answer more than the base" in slow.reason
+        idle = PRUNER.decide(vector(0.05, 0.0, rung=1), [replace(v, rung=1) for v in others])
+        assert not idle.keep
+        assert "does still not answer more" in idle.reason
+
+
+def test_a_trial_that_lost_more_than_is_tolerated_is_pruned_even_with_the_best_recall() -> None:
+    others = [vector(0.1, 0.4), vector(0.0, 0.0), vector(0.2, 0.6)]
+    decision = PRUNER.decide(vector(0.9, 0.5), others)
+    assert not decision.keep
+    assert "loses too much (recall 0.90, knowledge loss 0.50)" in decision.reason
+
+
+def test_only_those_inside_the_box_are_compared_with_each_other() -> None:
+    outside = [vector(0.0, 0.0), vector(0.9, 0.9), vector(0.04, 0.1)]
+    decision = PRUNER.decide(vector(0.1, 0.4), [*outside, vector(0.9, 0.1)])
+    assert decision.keep
+    assert "too few good trials" in decision.reason
+    assert not PRUNER.decide(vector(0.1, 0.4), [*outside, *[vector(0.9, 0.1)] * 2]).keep
 
 
 def test_a_front_member_inside_the_box_stays_whatever_its_place() -> None:

@@ -134,7 +134,7 @@ def test_a_pruned_trial_has_numbers_and_a_reason(sit_down: SitDown) -> None:
             assert trial.user_attrs["last_recall"] == last.recall.value
             assert trial.user_attrs["last_knowledge_loss"] == last.knowledge_loss.value
             assert trial.user_attrs["epochs_reached"] == last.epoch
-            assert "place" in str(ours[trial.number].reason)
+            assert str(ours[trial.number].reason).startswith("rung ")
 
 
 def test_costs_are_those_of_the_measurements(sit_down: SitDown) -> None:
@@ -240,7 +240,7 @@ def test_a_kill_between_any_two_writes_changes_nothing(
     sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SuccessiveHalving, "decide", prune_all_but_the_first)
-    with sit_down(trials=3, slots=1, folder="whole") as sitting:
+    with sit_down(trials=3, slots=1, first_rung_tokens=80, folder="whole") as sitting:
         assert sitting.run()
         expected = outcome(sitting)
         attributes = [trial.user_attrs for trial in sitting.study.get_trials()]
@@ -254,11 +254,14 @@ def test_a_kill_between_any_two_writes_changes_nothing(
         ("_end", 1),  # decided to prune, not ended
         ("_tell", 2),  # told, and then another ended, not told
     ):
-        with sit_down(trials=3, slots=1, folder="killed") as sitting, monkeypatch.context() as now:
+        with (
+            sit_down(trials=3, slots=1, first_rung_tokens=80, folder="killed") as sitting,
+            monkeypatch.context() as now,
+        ):
             kill_at(method, call, now)
             with pytest.raises(_Killed):
                 sitting.run()
-    with sit_down(trials=3, slots=1, folder="killed") as sitting:
+    with sit_down(trials=3, slots=1, first_rung_tokens=80, folder="killed") as sitting:
         assert sitting.run()
         assert outcome(sitting) == expected
         assert [trial.user_attrs for trial in sitting.study.get_trials()] == attributes
