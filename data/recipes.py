@@ -100,6 +100,8 @@ TRUNCATIONS: dict[str, float] = {
 class Sampling:
     """How answers are drawn. The defaults change nothing; `do_sample=False` is greedy decoding.
 
+    Without drawing, a `penalty_alpha` above 0 makes it contrastive search over `top_k` candidates.
+
     The meanings are those of transformers' `GenerationConfig`, cutoffs being probabilities; `tfs`
     (tail-free), `top_a` and mirostat are those of text-generation-webui. `top_k`, `min_p`, the
     cutoffs, `top_a`, `mirostat_tau` and `no_repeat_ngram_size` are off at 0. Mirostat (version 2)
@@ -119,6 +121,7 @@ class Sampling:
     top_a: float = 0.0
     mirostat_tau: float = 0.0
     mirostat_eta: float = 0.1
+    penalty_alpha: float = 0.0
     repetition_penalty: float = 1.0
     encoder_repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
@@ -131,7 +134,7 @@ class Sampling:
         for field in ("top_p", "typical_p"):
             value = getattr(self, field)
             _require(0 < value <= 1, field, value, "above 0 and at most 1")
-        for field in ("tfs", "top_a"):
+        for field in ("tfs", "top_a", "penalty_alpha"):
             value = getattr(self, field)
             _require(0 <= value <= 1, field, value, "from 0 to 1")
         for field in ("min_p", "epsilon_cutoff", "eta_cutoff"):
@@ -148,11 +151,19 @@ class Sampling:
         )
         _require(0 < self.mirostat_eta <= 1, "mirostat_eta", self.mirostat_eta, "in (0, 1]")
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        if self.is_contrastive:
+            _require(not self.do_sample, "do_sample", True, "false with penalty_alpha")
+            _require(self.top_k >= 2, "top_k", self.top_k, "at least 2 with penalty_alpha")
         if self.mirostat_tau:
             _require(self.do_sample, "do_sample", self.do_sample, "true with mirostat_tau")
             for field, off in TRUNCATIONS.items():
                 value = getattr(self, field)
                 _require(value == off, field, value, f"{off:g} (off) with mirostat_tau")
+
+    @property
+    def is_contrastive(self) -> bool:
+        """Return whether answers are found by contrastive search."""
+        return self.penalty_alpha > 0
 
     @property
     def what_decides(self) -> Sampling:
@@ -165,6 +176,8 @@ class Sampling:
         return Sampling(
             name="",
             do_sample=False,
+            penalty_alpha=self.penalty_alpha,
+            top_k=self.top_k if self.is_contrastive else 0,
             repetition_penalty=self.repetition_penalty,
             encoder_repetition_penalty=self.encoder_repetition_penalty,
             no_repeat_ngram_size=self.no_repeat_ngram_size,

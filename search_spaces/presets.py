@@ -26,6 +26,7 @@ _JUNE_2023 = (
         tfs=0.68,
         repetition_penalty=1.01,
     ),
+    Sampling(name="Contrastive Search", do_sample=False, penalty_alpha=0.3, top_k=4),
     Sampling(name="Debug-deterministic", do_sample=False),
     Sampling(
         name="Divine Intellect", temperature=1.31, top_p=0.14, top_k=49, repetition_penalty=1.17
@@ -120,6 +121,8 @@ _NOVELAI = (
 
 # Others from January to June 2023.
 _EARLY_2023 = (
+    Sampling(name="Contrastive Search (old)", do_sample=False, penalty_alpha=0.6, top_k=4),
+    Sampling(name="Special-Contrastive Search", do_sample=False, penalty_alpha=0.6, top_k=4),
     Sampling(name="Kobold-Liminal Drift", temperature=0.66, typical_p=0.6, repetition_penalty=1.1),
     Sampling(name="Naive", temperature=0.7, top_p=0.85, top_k=50),
     Sampling(name="Naive (first)", temperature=0.7, typical_p=0.3),
@@ -193,9 +196,6 @@ PRESETS: dict[str, Sampling] = {
 
 # Named so that nobody looks for them in vain: leaving a parameter out would be another preset.
 _NOT_YET = {
-    "Contrastive Search": "contrastive search",
-    "Contrastive Search (old)": "contrastive search",
-    "Special-Contrastive Search": "contrastive search",
     "Verbose (Beam Search)": "beam search",
     "Dynamic Temperature": "a temperature that follows the entropy",
     "Creative": "XTC sampling",

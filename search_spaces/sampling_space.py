@@ -19,6 +19,7 @@ from search_spaces.settings import (
     Value,
     bounds,
     contains,
+    fixed,
     is_searched,
     require_number,
     require_truth_value,
@@ -34,12 +35,18 @@ _PREFIX = "sampling."
 _WHOLE_NUMBERS = ("top_k", "no_repeat_ngram_size", "max_new_tokens")
 
 # What gives others no say comes first.
-_DECIDING = ("do_sample", "mirostat_tau")
+_DECIDING = ("do_sample", "penalty_alpha", "mirostat_tau")
 _SETTINGS = (
     *_DECIDING,
     *(each.name for each in fields(Sampling) if each.name not in ("name", *_DECIDING)),
 )
 _ONLY_WHEN_DRAWING = ("temperature", "mirostat_tau", "mirostat_eta")
+
+# What a setting has to go with to be tried alone.
+_ALONE: Mapping[str, Mapping[str, Value]] = {
+    "do_sample": {},
+    "penalty_alpha": {"do_sample": False, "top_k": 4},
+}
 
 # What a matrix searches where the study file does not say otherwise: what the presets vary most.
 DEFAULT_MATRIX: Mapping[str, Setting] = {
@@ -77,8 +84,24 @@ class SamplingSpace:
             setting.check(name)
             for value in bounds(setting):
                 # Alone, so that what may not be combined is no error before it is.
-                drawing = True if name != "do_sample" else value
-                _make_sampling({"do_sample": drawing, name: value})
+                _make_sampling({**_ALONE.get(name, {"do_sample": True}), name: value})
+        self._require_room_for_contrastive_search()
+
+    def _require_room_for_contrastive_search(self) -> None:
+        """Refuse contrastive search where tokens are always drawn, or with one candidate."""
+        if not any(value != 0 for value in bounds(self.matrix.get("penalty_alpha", fixed(0.0)))):
+            return
+        if all(bounds(self.matrix.get("do_sample", fixed(True)))):
+            raise SettingError(
+                "sampling_matrix: penalty_alpha has a say only where nothing is drawn; search "
+                "do_sample = [false, true], or set it to false"
+            )
+        fewest = min(int(value) for value in bounds(self.matrix.get("top_k", fixed(0))))
+        if fewest < 2:
+            raise SettingError(
+                f"sampling_matrix: top_k: {fewest} is not allowed with penalty_alpha, which "
+                "compares top_k candidates; it must be at least 2"
+            )
 
     def require(self, preset: str) -> dict[str, Value]:
         """Return a preset as settings of a trial, none if it is the only one.
@@ -114,8 +137,8 @@ class SamplingSpace:
 def suggest_sampling(trial: Any, space: SamplingSpace) -> Sampling:
     """Return the sampling that a trial chooses from a space; what is fixed is not asked for.
 
-    Nor is what has no say: any but penalties where nothing is drawn, and what narrows the choice
-    under mirostat.
+    Nor is what has no say: any but penalties where nothing is drawn (and `top_k` where candidates
+    are compared), and what narrows the choice under mirostat.
 
     Args:
         trial: Anything with Optuna's suggest methods.
@@ -133,6 +156,10 @@ def suggest_sampling(trial: Any, space: SamplingSpace) -> Sampling:
 def _is_idle(name: str, chosen: Mapping[str, Value]) -> bool:
     """Return whether a setting has no say, given those that were chosen before it."""
     draws = chosen.get("do_sample", True)
+    if name == "penalty_alpha":
+        return bool(draws)
+    if name == "top_k" and chosen.get("penalty_alpha"):
+        return False
     if name in TRUNCATIONS:
         return not draws or bool(chosen.get("mirostat_tau"))
     return name in _ONLY_WHEN_DRAWING and not draws

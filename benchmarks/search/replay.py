@@ -49,6 +49,7 @@ class Replayed:
     asked: int
     cost_of_enough: float | None
     tokens_of_enough: float | None
+    idle_to_the_end: int
 
 
 def main() -> None:
@@ -120,6 +121,7 @@ def _replay(job: tuple[str, int, int]) -> Replayed:
         asked=ledger.asked,
         cost_of_enough=None if enough is None else enough[0],
         tokens_of_enough=None if enough is None else enough[1],
+        idle_to_the_end=ledger.idle_to_the_end,
     )
 
 

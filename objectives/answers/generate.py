@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from objectives.answers.contrastive import decode_contrastively
 from objectives.answers.decode import Opening, decode
 from objectives.answers.encode import encode_prompts
 from objectives.answers.endings import Endings
@@ -48,21 +49,21 @@ def generate(
     asked = list(numbers_of.values())
 
     endings = Endings(base)
-    generated = decode(
-        base,
-        [
-            _open(requests[numbers[0]], prompt_ids[requests[numbers[0]].prompt.text])
-            for numbers in asked
-        ],
-        router=router or UntouchedBase(),
-        endings=endings,
-        rows_per_batch=rows_per_batch,
-    )
-    token_ids_of = {
-        number: token_ids
-        for numbers, token_ids in zip(asked, generated, strict=True)
-        for number in numbers
-    }
+    token_ids_of: dict[int, tuple[int, ...]] = {}
+    for method, is_contrastive in ((decode, False), (decode_contrastively, True)):
+        own = [n for n in asked if requests[n[0]].sampling.is_contrastive == is_contrastive]
+        generated = method(
+            base,
+            [
+                _open(requests[numbers[0]], prompt_ids[requests[numbers[0]].prompt.text])
+                for numbers in own
+            ],
+            router=router or UntouchedBase(),
+            endings=endings,
+            rows_per_batch=rows_per_batch,
+        )
+        for numbers, token_ids in zip(own, generated, strict=True):
+            token_ids_of.update(dict.fromkeys(numbers, token_ids))
     return [
         endings.continuation(request.prompt, token_ids_of[number])
         for number, request in enumerate(requests)

@@ -82,6 +82,4 @@ def find_linear_modules(model: nn.Module) -> tuple[LinearModule, ...]:
             f"adapters can be attached to (known names: {', '.join(PART_OF_SUFFIX)}); its linear "
             f"modules are: {names}; use a model built like Llama"
         )
-    return tuple(
-        sorted(found, key=lambda m: (m.part == "mlp", not m.is_target_of("query+value")))
-    )
+    return tuple(sorted(found, key=lambda m: (m.part == "mlp", not m.is_target_of("query+value"))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -77,10 +78,9 @@ def cache_argument(model: PreTrainedModel) -> str:
 
     It is `past_key_values` before transformers 5.24, and `cache` from then on.
     """
-    return _cache_argument(type(model))
+    return "cache" if "cache" in _parameters(type(model).forward) else "past_key_values"
 
 
 @cache
-def _cache_argument(kind: type[PreTrainedModel]) -> str:
-    parameters = inspect.signature(kind.forward).parameters
-    return "cache" if "cache" in parameters else "past_key_values"
+def _parameters(forward: Callable[..., object]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)

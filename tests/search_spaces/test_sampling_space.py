@@ -39,7 +39,7 @@ def test_a_preset_that_cannot_be_run_whole_says_what_it_needs() -> None:
 def test_every_preset_is_in_one_family_but_greedy() -> None:
     listed = [name for family in FAMILIES.values() for name in family]
     assert sorted([*listed, "greedy"]) == sorted(PRESETS)
-    assert len(FAMILIES["june-2023"]) == 15, "the sixteen less Contrastive Search"
+    assert len(FAMILIES["june-2023"]) == 16
     assert all(name == sampling.name for name, sampling in PRESETS.items())
 
 
@@ -81,6 +81,12 @@ def test_a_matrix_asks_only_for_what_has_a_say(seed: int) -> None:
         ({"do_sample": fixed(1)}, "do_sample: 1 is not allowed; write true or false"),
         ({"tfs": Range(low=0.5, high=1.5)}, "tfs: 1.5 is not allowed; it must be from 0 to 1"),
         ({"epsilon_cutoff": fixed(3)}, "epsilon_cutoff: 3 is not allowed; it must be at least 0"),
+        ({"penalty_alpha": fixed(2.0)}, "penalty_alpha: 2.0 is not allowed; it must be from 0"),
+        ({"penalty_alpha": fixed(0.6), "top_k": fixed(4)}, "penalty_alpha has a say only where"),
+        (
+            {"penalty_alpha": fixed(0.6), "do_sample": fixed(False)},
+            "top_k: 0 is not allowed with penalty_alpha, which compares top_k candidates",
+        ),
     ],
 )
 def test_a_wrong_matrix_is_refused_when_it_is_made(
@@ -96,6 +102,26 @@ def test_mirostat_is_not_combined_with_what_it_replaces() -> None:
         Sampling(name="both", mirostat_tau=5.0, top_k=5)
     with pytest.raises(SettingError, match="do_sample: False is not allowed"):
         Sampling(name="greedy", mirostat_tau=5.0, do_sample=False)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_contrastive_search_compares_candidates_only_where_nothing_is_drawn(seed: int) -> None:
+    matrix: dict[str, Setting] = {
+        **DEFAULT_MATRIX,
+        "penalty_alpha": Choices(values=(0.0, 0.6)),
+        "top_k": Choices(values=(4, 8)),
+    }
+    sampling, asked = ask(SamplingSpace(matrix=matrix), seed)
+    assert ("sampling.penalty_alpha" in asked) == (not sampling.do_sample)
+    assert ("sampling.top_k" in asked) == (sampling.do_sample or sampling.is_contrastive)
+    assert not (sampling.do_sample and sampling.is_contrastive)
+
+
+def test_contrastive_search_is_not_combined_with_drawing_nor_with_one_candidate() -> None:
+    with pytest.raises(SettingError, match="do_sample: True is not allowed; it must be false"):
+        Sampling(name="both", penalty_alpha=0.6, top_k=4)
+    with pytest.raises(SettingError, match="top_k: 1 is not allowed; it must be at least 2"):
+        Sampling(name="one", penalty_alpha=0.6, top_k=1, do_sample=False)
 
 
 def test_a_preset_is_fitted_to_a_space_of_presets_or_of_settings() -> None:
