@@ -101,11 +101,14 @@ class Sampling:
     """How answers are drawn. The defaults change nothing; `do_sample=False` is greedy decoding.
 
     Without drawing, a `penalty_alpha` above 0 makes it contrastive search over `top_k` candidates.
+    With `num_beams` above 1 it is beam search, drawn or not; `length_penalty` above 0 favours long
+    beams, and `early_stopping` ends once as many are finished. `min_length` counts prompt and
+    answer.
 
     The meanings are those of transformers' `GenerationConfig`, cutoffs being probabilities; `tfs`
     (tail-free), `top_a` and mirostat are those of text-generation-webui. `top_k`, `min_p`, the
-    cutoffs, `top_a`, `mirostat_tau` and `no_repeat_ngram_size` are off at 0. Mirostat (version 2)
-    aims at `mirostat_tau` bits of surprise per token.
+    cutoffs, `top_a`, `mirostat_tau`, `penalty_alpha`, `no_repeat_ngram_size` and `min_length` are
+    off at 0. Mirostat (version 2) aims at `mirostat_tau` bits of surprise per token.
     """
 
     name: str
@@ -125,6 +128,10 @@ class Sampling:
     repetition_penalty: float = 1.0
     encoder_repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    min_length: int = 0
     max_new_tokens: int = 48
 
     def __post_init__(self) -> None:
@@ -140,7 +147,7 @@ class Sampling:
         for field in ("min_p", "epsilon_cutoff", "eta_cutoff"):
             value = getattr(self, field)
             _require(0 <= value < 1, field, value, "at least 0 and below 1")
-        for field in ("top_k", "no_repeat_ngram_size"):
+        for field in ("top_k", "no_repeat_ngram_size", "min_length"):
             value = getattr(self, field)
             _require(value >= 0, field, value, "at least 0 (0 is off)")
         _require(
@@ -151,6 +158,17 @@ class Sampling:
         )
         _require(0 < self.mirostat_eta <= 1, "mirostat_eta", self.mirostat_eta, "in (0, 1]")
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        _require(self.num_beams >= 1, "num_beams", self.num_beams, "at least 1 (1 is off)")
+        _require(
+            math.isfinite(self.length_penalty),
+            "length_penalty",
+            self.length_penalty,
+            "a finite number",
+        )
+        if self.num_beams > 1:
+            for field in ("penalty_alpha", "mirostat_tau"):
+                value = getattr(self, field)
+                _require(value == 0, field, value, "0 (off) with several num_beams")
         if self.is_contrastive:
             _require(not self.do_sample, "do_sample", True, "false with penalty_alpha")
             _require(self.top_k >= 2, "top_k", self.top_k, "at least 2 with penalty_alpha")
@@ -169,10 +187,15 @@ class Sampling:
     def what_decides(self) -> Sampling:
         """Return a sampling without name that draws the same tokens, one for all that do.
 
-        What has no say in greedy decoding is as by default.
+        What has no say in greedy decoding or with a single beam is as by default.
         """
+        beams = {
+            name: getattr(self, name) for name in ("num_beams", "length_penalty", "early_stopping")
+        }
+        if self.num_beams == 1:
+            beams = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
         if self.do_sample:
-            return replace(self, name="")
+            return replace(self, name="", **beams)
         return Sampling(
             name="",
             do_sample=False,
@@ -181,7 +204,9 @@ class Sampling:
             repetition_penalty=self.repetition_penalty,
             encoder_repetition_penalty=self.encoder_repetition_penalty,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
+            min_length=self.min_length,
             max_new_tokens=self.max_new_tokens,
+            **beams,
         )
 
 

@@ -129,6 +129,19 @@ _EARLY_2023 = (
     Sampling(
         name="Special-Eta Sampling", temperature=0.7, eta_cutoff=3e-4, repetition_penalty=1.18
     ),
+    Sampling(
+        name="Verbose (Beam Search)",
+        num_beams=10,
+        min_length=200,
+        length_penalty=1.4,
+        no_repeat_ngram_size=2,
+        early_stopping=True,
+        temperature=0.7,
+        top_k=150,
+        top_p=0.92,
+        repetition_penalty=4.5,
+        max_new_tokens=200,  # the webui's own default; fewer could not reach the least length
+    ),
     Sampling(name="Epsilon", temperature=0.7, epsilon_cutoff=4e-4, repetition_penalty=1.1),
     Sampling(name="Eta", temperature=0.7, eta_cutoff=1e-3, repetition_penalty=1.1),
     Sampling(name="Default (old)", temperature=0.7, top_p=0.5, top_k=40, repetition_penalty=1.2),
@@ -196,7 +209,6 @@ PRESETS: dict[str, Sampling] = {
 
 # Named so that nobody looks for them in vain: leaving a parameter out would be another preset.
 _NOT_YET = {
-    "Verbose (Beam Search)": "beam search",
     "Dynamic Temperature": "a temperature that follows the entropy",
     "Creative": "XTC sampling",
 }

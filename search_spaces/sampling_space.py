@@ -32,7 +32,8 @@ MATRIX = "matrix"
 # In Optuna's table the settings of a matrix are told from a recipe's by this.
 _PREFIX = "sampling."
 
-_WHOLE_NUMBERS = ("top_k", "no_repeat_ngram_size", "max_new_tokens")
+_WHOLE_NUMBERS = ("top_k", "no_repeat_ngram_size", "num_beams", "min_length", "max_new_tokens")
+_TRUTH_VALUES = ("do_sample", "early_stopping")
 
 # What gives others no say comes first.
 _DECIDING = ("do_sample", "penalty_alpha", "mirostat_tau")
@@ -86,6 +87,7 @@ class SamplingSpace:
                 # Alone, so that what may not be combined is no error before it is.
                 _make_sampling({**_ALONE.get(name, {"do_sample": True}), name: value})
         self._require_room_for_contrastive_search()
+        self._require_one_way_of_decoding()
 
     def _require_room_for_contrastive_search(self) -> None:
         """Refuse contrastive search where tokens are always drawn, or with one candidate."""
@@ -102,6 +104,16 @@ class SamplingSpace:
                 f"sampling_matrix: top_k: {fewest} is not allowed with penalty_alpha, which "
                 "compares top_k candidates; it must be at least 2"
             )
+
+    def _require_one_way_of_decoding(self) -> None:
+        """Refuse beams that could never be, because something else always decides the tokens."""
+        beams = bounds(self.matrix.get("num_beams", fixed(1)))
+        for name in ("mirostat_tau", "penalty_alpha"):
+            if min(map(int, beams)) > 1 and 0 not in bounds(self.matrix.get(name, fixed(0))):
+                raise SettingError(
+                    f"sampling_matrix: num_beams: {beams[0]} is not allowed with {name}; leave "
+                    "one of them out, or list 0 among the values of the latter"
+                )
 
     def require(self, preset: str) -> dict[str, Value]:
         """Return a preset as settings of a trial, none if it is the only one.
@@ -158,6 +170,10 @@ def _is_idle(name: str, chosen: Mapping[str, Value]) -> bool:
     draws = chosen.get("do_sample", True)
     if name == "penalty_alpha":
         return bool(draws)
+    if name == "num_beams":
+        return bool(chosen.get("mirostat_tau") or chosen.get("penalty_alpha"))
+    if name in ("length_penalty", "early_stopping"):
+        return chosen.get("num_beams", 1) == 1
     if name == "top_k" and chosen.get("penalty_alpha"):
         return False
     if name in TRUNCATIONS:
@@ -172,7 +188,7 @@ def _make_sampling(values: Mapping[str, Any]) -> Sampling:
         SettingError: If a value is out of its bounds or of another kind.
     """
     for name, value in values.items():
-        if name == "do_sample":
+        if name in _TRUTH_VALUES:
             require_truth_value(name, value)
             continue
         require_number(name, value)

@@ -118,9 +118,8 @@ class _Batch:
         rows, top_k = len(self._reading), self._top_k
         samplings = [self._openings[row].sampling for row in self._reading]
         alpha = torch.tensor([[s.penalty_alpha] for s in samplings], device=self._base.device)
-        scores = TokenChooser(samplings, self._base.device).score(
-            self._logits, self._read_history()
-        )
+        chooser = TokenChooser(samplings, self._base.device, eos_id=self._base.eos_id)
+        scores = chooser.score(self._logits, self._read_history())
         shares, candidates = scores.softmax(dim=-1).topk(top_k, dim=-1)
         logits, hidden = self._read(candidates)
         likeness = torch.einsum("rkh,rth->rkt", hidden, self._hidden)

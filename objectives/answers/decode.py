@@ -272,7 +272,7 @@ class _Reader:
     def _set_reading(self, numbers: Sequence[int]) -> None:
         self._reading = list(numbers)
         samplings = [self._openings[row].sampling for row in self._reading]
-        self._chooser = TokenChooser(samplings, self._base.device)
+        self._chooser = TokenChooser(samplings, self._base.device, eos_id=self._base.eos_id)
 
     def _select(self, places: Tensor) -> None:
         self._cache.batch_select_indices(places)

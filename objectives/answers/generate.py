@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
+from data.recipes import Sampling
+from objectives.answers.beams import decode_by_beams
 from objectives.answers.contrastive import decode_contrastively
 from objectives.answers.decode import Opening, decode
 from objectives.answers.encode import encode_prompts
@@ -50,9 +52,9 @@ def generate(
 
     endings = Endings(base)
     token_ids_of: dict[int, tuple[int, ...]] = {}
-    for method, is_contrastive in ((decode, False), (decode_contrastively, True)):
-        own = [n for n in asked if requests[n[0]].sampling.is_contrastive == is_contrastive]
-        generated = method(
+    for decode_rows in (decode, decode_contrastively, decode_by_beams):
+        own = [n for n in asked if _decoder_of(requests[n[0]].sampling) is decode_rows]
+        generated = decode_rows(
             base,
             [
                 _open(requests[numbers[0]], prompt_ids[requests[numbers[0]].prompt.text])
@@ -68,6 +70,12 @@ def generate(
         endings.continuation(request.prompt, token_ids_of[number])
         for number, request in enumerate(requests)
     ]
+
+
+def _decoder_of(sampling: Sampling) -> Callable[..., list[tuple[int, ...]]]:
+    if sampling.num_beams > 1:
+        return decode_by_beams
+    return decode_contrastively if sampling.is_contrastive else decode
 
 
 def _what_decides(request: Request) -> Hashable:

@@ -80,8 +80,17 @@ class _PerRow:
 class TokenChooser:
     """The sampling settings of the rows of a batch as tensors, and the choice of their tokens."""
 
-    def __init__(self, samplings: Sequence[Sampling], device: torch.device) -> None:
-        """Prepare the settings; `samplings` are those of the rows, in order."""
+    def __init__(
+        self, samplings: Sequence[Sampling], device: torch.device, *, eos_id: int = 0
+    ) -> None:
+        """Prepare the settings.
+
+        Args:
+            samplings: Those of the rows, in order.
+            device: Where logits will be.
+            eos_id: The token that a `min_length` forbids before it.
+        """
+        self._eos_id = eos_id
 
         def setting(
             name: str,
@@ -109,6 +118,7 @@ class TokenChooser:
         )
         self._penalty = setting("repetition_penalty", 1, also_when_greedy=True)
         self._ngram_sizes = setting("no_repeat_ngram_size", 0, also_when_greedy=True)
+        self._shortest = setting("min_length", 0, also_when_greedy=True)
         self._warps: tuple[tuple[Warp, _PerRow], ...] = (
             (scale_by_temperature, setting("temperature", 1)),
             (keep_top_k, truncation("top_k")),
@@ -154,9 +164,14 @@ class TokenChooser:
         def forbid(some: Tensor, sizes: Tensor) -> Tensor:
             return forbid_repeated_ngrams(some, sizes, history.of(self._ngram_sizes.rows))
 
+        def go_on(some: Tensor, shortest: Tensor) -> Tensor:
+            begins = history.begins[self._shortest.rows]
+            return forbid_end(some, history.token_ids.shape[1] - begins < shortest, self._eos_id)
+
         scores = self._encoder_penalty.apply(penalise_by_prompt, logits.float())
         scores = self._penalty.apply(penalise, scores)
         scores = self._ngram_sizes.apply(forbid, scores)
+        scores = self._shortest.apply(go_on, scores)
         for warp, setting in self._warps:
             scores = setting.apply(warp, scores)
         if surprise_limits is None:
@@ -328,6 +343,12 @@ def forbid_repeated_ngrams(scores: Tensor, sizes: Tensor, history: History) -> T
         )
         repeated.scatter_add_(1, runs[..., -1], repeats.int())
     return scores.masked_fill(repeated > 0, -torch.inf)
+
+
+def forbid_end(scores: Tensor, is_short: Tensor, eos_id: int) -> Tensor:
+    """Return scores without the end of the text in rows that are too short (rows, 1)."""
+    at_end = torch.arange(scores.shape[1], device=scores.device) == eos_id
+    return scores.masked_fill(is_short & at_end, -torch.inf)
 
 
 def _drop_unlikely(scores: Tensor, dropped: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest_one() -> None:
 
 def test_a_preset_that_cannot_be_run_whole_says_what_it_needs() -> None:
     with pytest.raises(SettingError, match="needs beam search, which remember does not have"):
-        find_preset("Verbose (Beam Search)")
+        find_preset("Creative")
 
 
 def test_every_preset_is_in_one_family_but_greedy() -> None:
@@ -87,6 +87,11 @@ def test_a_matrix_asks_only_for_what_has_a_say(seed: int) -> None:
             {"penalty_alpha": fixed(0.6), "do_sample": fixed(False)},
             "top_k: 0 is not allowed with penalty_alpha, which compares top_k candidates",
         ),
+        (
+            {"num_beams": Choices(values=(2, 4)), "mirostat_tau": fixed(5.0)},
+            "num_beams: 2 is not allowed with mirostat_tau; leave one of them out",
+        ),
+        ({"early_stopping": fixed(1)}, "early_stopping: 1 is not allowed; write true or false"),
     ],
 )
 def test_a_wrong_matrix_is_refused_when_it_is_made(
@@ -115,6 +120,22 @@ def test_contrastive_search_compares_candidates_only_where_nothing_is_drawn(seed
     assert ("sampling.penalty_alpha" in asked) == (not sampling.do_sample)
     assert ("sampling.top_k" in asked) == (sampling.do_sample or sampling.is_contrastive)
     assert not (sampling.do_sample and sampling.is_contrastive)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_what_belongs_to_beams_is_asked_only_with_several(seed: int) -> None:
+    matrix: dict[str, Setting] = {
+        "do_sample": Choices(values=(False, True)),
+        "mirostat_tau": Choices(values=(0.0, 5.0)),
+        "num_beams": Choices(values=(1, 4)),
+        "length_penalty": Range(low=0.5, high=2.0),
+        "early_stopping": Choices(values=(False, True)),
+    }
+    sampling, asked = ask(SamplingSpace(matrix=matrix), seed)
+    assert ("sampling.num_beams" in asked) == (not sampling.mirostat_tau)
+    several = sampling.num_beams > 1
+    assert ("sampling.length_penalty" in asked) == several
+    assert ("sampling.early_stopping" in asked) == several
 
 
 def test_contrastive_search_is_not_combined_with_drawing_nor_with_one_candidate() -> None:
