@@ -93,6 +93,7 @@ TRUNCATIONS: dict[str, float] = {
     "eta_cutoff": 0.0,
     "tfs": 1.0,
     "top_a": 0.0,
+    "xtc_probability": 0.0,
 }
 
 
@@ -106,7 +107,11 @@ class Sampling:
     answer.
 
     The meanings are those of transformers' `GenerationConfig`, cutoffs being probabilities; `tfs`
-    (tail-free), `top_a` and mirostat are those of text-generation-webui. `top_k`, `min_p`, the
+    (tail-free), `top_a`, mirostat, XTC and the dynamic temperature are those of
+    text-generation-webui. With a `dynatemp` above 0 the temperature follows the entropy, from
+    temperature - dynatemp to temperature + dynatemp; `temperature_last` puts it after all that
+    narrows the choice. With `xtc_probability` all tokens of at least `xtc_threshold` but the
+    unlikeliest of them are left out. `top_k`, `min_p`, the
     cutoffs, `top_a`, `mirostat_tau`, `penalty_alpha`, `no_repeat_ngram_size` and `min_length` are
     off at 0. Mirostat (version 2) aims at `mirostat_tau` bits of surprise per token.
     """
@@ -114,6 +119,8 @@ class Sampling:
     name: str
     do_sample: bool = True
     temperature: float = 1.0
+    dynatemp: float = 0.0
+    temperature_last: bool = False
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
@@ -122,6 +129,8 @@ class Sampling:
     eta_cutoff: float = 0.0
     tfs: float = 1.0
     top_a: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
     mirostat_tau: float = 0.0
     mirostat_eta: float = 0.1
     penalty_alpha: float = 0.0
@@ -141,12 +150,19 @@ class Sampling:
         for field in ("top_p", "typical_p"):
             value = getattr(self, field)
             _require(0 < value <= 1, field, value, "above 0 and at most 1")
-        for field in ("tfs", "top_a", "penalty_alpha"):
+        for field in ("tfs", "top_a", "penalty_alpha", "xtc_probability"):
             value = getattr(self, field)
             _require(0 <= value <= 1, field, value, "from 0 to 1")
         for field in ("min_p", "epsilon_cutoff", "eta_cutoff"):
             value = getattr(self, field)
             _require(0 <= value < 1, field, value, "at least 0 and below 1")
+        _require(
+            0 <= self.dynatemp < self.temperature,
+            "dynatemp",
+            self.dynatemp,
+            "at least 0 (off) and below the temperature",
+        )
+        _require(0 < self.xtc_threshold <= 1, "xtc_threshold", self.xtc_threshold, "in (0, 1]")
         for field in ("top_k", "no_repeat_ngram_size", "min_length"):
             value = getattr(self, field)
             _require(value >= 0, field, value, "at least 0 (0 is off)")
@@ -166,7 +182,7 @@ class Sampling:
             "a finite number",
         )
         if self.num_beams > 1:
-            for field in ("penalty_alpha", "mirostat_tau"):
+            for field in ("penalty_alpha", "mirostat_tau", "xtc_probability"):
                 value = getattr(self, field)
                 _require(value == 0, field, value, "0 (off) with several num_beams")
         if self.is_contrastive:

@@ -186,6 +186,14 @@ _EARLY_2023 = (
 _LATER = (
     Sampling(name="Null preset"),
     Sampling(name="min_p", min_p=0.05),
+    Sampling(
+        name="Dynamic Temperature",
+        temperature=1.55,
+        dynatemp=1.45,
+        temperature_last=True,
+        min_p=0.05,
+    ),
+    Sampling(name="Creative", min_p=0.02, xtc_probability=0.5),
     Sampling(name="Instruct", min_p=0.2),
     Sampling(name="Top-P", top_p=0.95),
 )
@@ -207,12 +215,6 @@ PRESETS: dict[str, Sampling] = {
     for sampling in (GREEDY, *_JUNE_2023, *_UNTRIMMED, *_NOVELAI, *_EARLY_2023, *_LATER)
 }
 
-# Named so that nobody looks for them in vain: leaving a parameter out would be another preset.
-_NOT_YET = {
-    "Dynamic Temperature": "a temperature that follows the entropy",
-    "Creative": "XTC sampling",
-}
-
 # What a trial chooses from unless the study file says otherwise: greedy, a near-greedy preset, the
 # one people preferred most (Preset Arena), and one with much chance and a penalty.
 DEFAULT_PRESETS = ("greedy", "StarChat", "simple-1", "Shortwave")
@@ -222,15 +224,10 @@ def find_preset(name: str) -> Sampling:
     """Return a preset by its name.
 
     Raises:
-        SettingError: Naming the nearest presets, or what a known one needs that there is not.
+        SettingError: Naming the nearest presets.
     """
     if name in PRESETS:
         return PRESETS[name]
-    if name in _NOT_YET:
-        raise SettingError(
-            f"sampling: the preset {name!r} needs {_NOT_YET[name]}, which remember does not have; "
-            "leave it out"
-        )
     families = f"the families are {', '.join(FAMILIES)}; docs/search-space.md lists their presets"
     hint = hint_at(name, (*PRESETS, *FAMILIES), otherwise=families)
     raise SettingError(f"sampling: there is no preset {name!r}; {hint}")

@@ -33,7 +33,8 @@ MATRIX = "matrix"
 _PREFIX = "sampling."
 
 _WHOLE_NUMBERS = ("top_k", "no_repeat_ngram_size", "num_beams", "min_length", "max_new_tokens")
-_TRUTH_VALUES = ("do_sample", "early_stopping")
+_NO_BEAMS_WITH = ("mirostat_tau", "penalty_alpha", "xtc_probability")
+_TRUTH_VALUES = ("do_sample", "temperature_last", "early_stopping")
 
 # What gives others no say comes first.
 _DECIDING = ("do_sample", "penalty_alpha", "mirostat_tau")
@@ -41,12 +42,20 @@ _SETTINGS = (
     *_DECIDING,
     *(each.name for each in fields(Sampling) if each.name not in ("name", *_DECIDING)),
 )
-_ONLY_WHEN_DRAWING = ("temperature", "mirostat_tau", "mirostat_eta")
+_ONLY_WHEN_DRAWING = (
+    "temperature",
+    "dynatemp",
+    "temperature_last",
+    "xtc_threshold",
+    "mirostat_tau",
+    "mirostat_eta",
+)
 
 # What a setting has to go with to be tried alone.
 _ALONE: Mapping[str, Mapping[str, Value]] = {
     "do_sample": {},
     "penalty_alpha": {"do_sample": False, "top_k": 4},
+    "dynatemp": {"do_sample": True, "temperature": 1e9},
 }
 
 # What a matrix searches where the study file does not say otherwise: what the presets vary most.
@@ -88,6 +97,7 @@ class SamplingSpace:
                 _make_sampling({**_ALONE.get(name, {"do_sample": True}), name: value})
         self._require_room_for_contrastive_search()
         self._require_one_way_of_decoding()
+        self._require_temperatures_above_nothing()
 
     def _require_room_for_contrastive_search(self) -> None:
         """Refuse contrastive search where tokens are always drawn, or with one candidate."""
@@ -108,12 +118,22 @@ class SamplingSpace:
     def _require_one_way_of_decoding(self) -> None:
         """Refuse beams that could never be, because something else always decides the tokens."""
         beams = bounds(self.matrix.get("num_beams", fixed(1)))
-        for name in ("mirostat_tau", "penalty_alpha"):
+        for name in _NO_BEAMS_WITH:
             if min(map(int, beams)) > 1 and 0 not in bounds(self.matrix.get(name, fixed(0))):
                 raise SettingError(
                     f"sampling_matrix: num_beams: {beams[0]} is not allowed with {name}; leave "
                     "one of them out, or list 0 among the values of the latter"
                 )
+
+    def _require_temperatures_above_nothing(self) -> None:
+        """Refuse a temperature that could fall to 0 where the entropy is lowest."""
+        span = max(map(float, bounds(self.matrix.get("dynatemp", fixed(0.0)))))
+        lowest = min(map(float, bounds(self.matrix.get("temperature", fixed(1.0)))))
+        if span >= lowest:
+            raise SettingError(
+                f"sampling_matrix: dynatemp: {span:g} is not allowed; it must be below the lowest "
+                f"temperature, {lowest:g}"
+            )
 
     def require(self, preset: str) -> dict[str, Value]:
         """Return a preset as settings of a trial, none if it is the only one.
@@ -171,7 +191,7 @@ def _is_idle(name: str, chosen: Mapping[str, Value]) -> bool:
     if name == "penalty_alpha":
         return bool(draws)
     if name == "num_beams":
-        return bool(chosen.get("mirostat_tau") or chosen.get("penalty_alpha"))
+        return any(chosen.get(other) for other in _NO_BEAMS_WITH)
     if name in ("length_penalty", "early_stopping"):
         return chosen.get("num_beams", 1) == 1
     if name == "top_k" and chosen.get("penalty_alpha"):

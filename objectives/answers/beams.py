@@ -153,7 +153,7 @@ class _Batch:
     def _score_continuations(self) -> Tensor:
         samplings = [self._openings[row].sampling for row in self._reading]
         each = [sampling for sampling in samplings for _ in range(self._beams)]
-        chooser = TokenChooser(each, self._device, eos_id=self._base.eos_id)
+        chooser = TokenChooser(each, self._device, ends=self._base.end_ids)
         scores = chooser.score(self._logits.float().log_softmax(dim=-1), self._history())
         return (scores + self._scores.reshape(-1, 1)).reshape(len(samplings), -1)
 

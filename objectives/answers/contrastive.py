@@ -118,7 +118,7 @@ class _Batch:
         rows, top_k = len(self._reading), self._top_k
         samplings = [self._openings[row].sampling for row in self._reading]
         alpha = torch.tensor([[s.penalty_alpha] for s in samplings], device=self._base.device)
-        chooser = TokenChooser(samplings, self._base.device, eos_id=self._base.eos_id)
+        chooser = TokenChooser(samplings, self._base.device, ends=self._base.end_ids)
         scores = chooser.score(self._logits, self._read_history())
         shares, candidates = scores.softmax(dim=-1).topk(top_k, dim=-1)
         logits, hidden = self._read(candidates)

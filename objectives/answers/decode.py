@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import eq
 
 import numpy as np
@@ -49,16 +49,18 @@ class Opening:
     """What decoding a row begins with.
 
     `uniforms` has a number in [0, 1) for every token the row may generate; it is empty where
-    nothing is drawn. `draft` is a guess of what will be generated, for rows that take the
-    likeliest token without a repetition penalty: the model reads it together with the prompt and
-    keeps what it would have said itself. A guess changes the work, never the result, as long as no
-    beginning of it is over (greedy speculative decoding: Stern et al. 2018, 1811.03115).
+    nothing is drawn. So has `chances`, by which XTC acts or not. `draft` is a guess of what will
+    be generated, for rows that take the likeliest token without a repetition penalty: the model
+    reads it together with the prompt and keeps what it would have said itself. A guess changes the
+    work, never the result, as long as no beginning of it is over (greedy speculative decoding:
+    Stern et al. 2018, 1811.03115).
     """
 
     prompt_ids: tuple[int, ...]
     slot: int
     sampling: Sampling
     uniforms: NDArray[np.float64]
+    chances: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     draft: tuple[int, ...] = ()
 
     @property
@@ -142,7 +144,8 @@ class _Reader:
         self._endings = endings
         self.generated: list[list[int]] = [[] for _ in openings]
         self._is_over = [False] * len(openings)
-        self._uniforms = _stack_uniforms(openings)
+        self._uniforms = _stack(openings, [opening.uniforms for opening in openings])
+        self._chances = _stack(openings, [opening.chances for opening in openings])
         # Mirostat begins at twice the surprise it aims at.
         self._surprise_limits = torch.tensor(
             [2 * opening.sampling.mirostat_tau for opening in openings], device=base.device
@@ -272,7 +275,7 @@ class _Reader:
     def _set_reading(self, numbers: Sequence[int]) -> None:
         self._reading = list(numbers)
         samplings = [self._openings[row].sampling for row in self._reading]
-        self._chooser = TokenChooser(samplings, self._base.device, eos_id=self._base.eos_id)
+        self._chooser = TokenChooser(samplings, self._base.device, ends=self._base.end_ids)
 
     def _select(self, places: Tensor) -> None:
         self._cache.batch_select_indices(places)
@@ -316,10 +319,14 @@ class _Reader:
         # A finished row may have used up its numbers; what it draws is not used.
         last = self._uniforms.shape[1] - 1
         steps = [min(len(self.generated[row]), last) for row in self._reading]
-        uniforms = torch.from_numpy(self._uniforms[self._reading, steps]).to(self._base.device)
+        uniforms, chances = (
+            torch.from_numpy(numbers[self._reading, steps]).to(self._base.device)
+            for numbers in (self._uniforms, self._chances)
+        )
         rows = torch.tensor(self._reading, device=self._base.device)
         limits = self._surprise_limits[rows]
-        tokens = self._chooser.choose(logits, self._read_history(), uniforms, limits)
+        history = self._read_history()
+        tokens = self._chooser.choose(logits, history, uniforms, limits, chances)
         self._surprise_limits[rows] = limits
         self._tokens = tokens[:, None]
         for row, token in zip(self._reading, tokens.tolist(), strict=True):
@@ -363,10 +370,12 @@ def _count_agreed(
     ]
 
 
-def _stack_uniforms(openings: Sequence[Opening]) -> NDArray[np.float32]:
+def _stack(
+    openings: Sequence[Opening], numbers_of: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float32]:
     """Return the rows' numbers side by side (rows, steps), 0 where a row has none."""
     steps = max(opening.sampling.max_new_tokens for opening in openings)
     stacked = np.zeros((len(openings), steps), dtype=np.float32)
-    for numbers, opening in zip(stacked, openings, strict=True):
-        numbers[: len(opening.uniforms)] = opening.uniforms
+    for numbers, own in zip(stacked, numbers_of, strict=True):
+        numbers[: len(own)] = own
     return stacked

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.recipes import Sampling
 from objectives.answers.beams import decode_by_beams
@@ -87,14 +88,16 @@ def _what_decides(request: Request) -> Hashable:
 
 
 def _open(request: Request, prompt_ids: tuple[int, ...]) -> Opening:
-    sampling = request.sampling
+    sampling, seed, prompt_id = request.sampling, request.seed, request.prompt.id
+    nothing = np.empty(0)
+
+    def draw(purpose: str) -> NDArray[np.float64]:
+        return draw_uniforms(seed, prompt_id, sampling.max_new_tokens, purpose=purpose)
+
     return Opening(
         prompt_ids=prompt_ids,
         slot=request.slot,
         sampling=sampling,
-        uniforms=(
-            draw_uniforms(request.seed, request.prompt.id, sampling.max_new_tokens)
-            if sampling.do_sample
-            else np.empty(0)
-        ),
+        uniforms=draw("") if sampling.do_sample else nothing,
+        chances=draw("/xtc") if sampling.do_sample and sampling.xtc_probability else nothing,
     )

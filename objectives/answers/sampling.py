@@ -24,13 +24,15 @@ from data.recipes import TRUNCATIONS, Sampling
 Warp = Callable[[Tensor, Tensor], Tensor]
 
 
-def draw_uniforms(seed: int, prompt_id: str, steps: int) -> NDArray[np.float64]:
+def draw_uniforms(
+    seed: int, prompt_id: str, steps: int, *, purpose: str = ""
+) -> NDArray[np.float64]:
     """Return one number in [0, 1) for every generated token of a prompt.
 
-    They depend on the seed, the prompt and the step alone, so not on the batch, the slot or how
-    many steps are asked for.
+    They depend on the seed, the prompt, the purpose and the step alone, so not on the batch, the
+    slot or how many steps are asked for.
     """
-    digest = hashlib.sha256(f"{seed}\x1f{prompt_id}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}\x1f{prompt_id}{purpose}".encode()).digest()
     philox = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
     return np.random.Generator(philox).random(steps)
 
@@ -81,16 +83,17 @@ class TokenChooser:
     """The sampling settings of the rows of a batch as tensors, and the choice of their tokens."""
 
     def __init__(
-        self, samplings: Sequence[Sampling], device: torch.device, *, eos_id: int = 0
+        self, samplings: Sequence[Sampling], device: torch.device, *, ends: Sequence[int] = (0,)
     ) -> None:
         """Prepare the settings.
 
         Args:
             samplings: Those of the rows, in order.
             device: Where logits will be.
-            eos_id: The token that a `min_length` forbids before it.
+            ends: The token that ends a text, which a `min_length` forbids, and others with which
+                an answer may end; XTC does nothing where it would leave one of them out.
         """
-        self._eos_id = eos_id
+        self._ends = torch.tensor(ends, dtype=torch.long, device=device)
 
         def setting(
             name: str,
@@ -98,11 +101,14 @@ class TokenChooser:
             convert: Callable[[float], float] = float,
             *,
             also_when_greedy: bool = False,
+            where: Callable[[Sampling], bool] = lambda sampling: True,
         ) -> _PerRow:
             rows = [
                 row
                 for row, sampling in enumerate(samplings)
-                if (sampling.do_sample or also_when_greedy) and getattr(sampling, name) != off
+                if (sampling.do_sample or also_when_greedy)
+                and getattr(sampling, name) != off
+                and where(sampling)
             ]
             values = [[convert(getattr(samplings[row], name))] for row in rows]
             return _PerRow(
@@ -119,8 +125,25 @@ class TokenChooser:
         self._penalty = setting("repetition_penalty", 1, also_when_greedy=True)
         self._ngram_sizes = setting("no_repeat_ngram_size", 0, also_when_greedy=True)
         self._shortest = setting("min_length", 0, also_when_greedy=True)
+
+        def temperatures(last: bool) -> tuple[tuple[Warp, _PerRow], ...]:
+            def is_fixed(sampling: Sampling) -> bool:
+                return sampling.temperature_last == last and not sampling.dynatemp
+
+            def follows_entropy(sampling: Sampling) -> bool:
+                return sampling.temperature_last == last and bool(sampling.dynatemp)
+
+            moving = setting("dynatemp", 0, where=follows_entropy)
+            middle = torch.tensor(
+                [[samplings[row].temperature] for row in moving.rows.tolist()], device=device
+            ).reshape(-1, 1)
+            return (
+                (scale_by_temperature, setting("temperature", 1, where=is_fixed)),
+                (lambda scores, span: scale_by_entropy(scores, middle, span), moving),
+            )
+
         self._warps: tuple[tuple[Warp, _PerRow], ...] = (
-            (scale_by_temperature, setting("temperature", 1)),
+            *temperatures(last=False),
             (keep_top_k, truncation("top_k")),
             # The dropped share is subtracted here, in double precision, as transformers does.
             (keep_top_p, truncation("top_p", lambda top_p: 1 - top_p)),
@@ -131,6 +154,12 @@ class TokenChooser:
             (keep_tail_free, truncation("tfs")),
             (keep_top_a, truncation("top_a")),
         )
+        self._last_warps = temperatures(last=True)
+        self._excluded = truncation("xtc_probability")
+        self._thresholds = torch.tensor(
+            [[samplings[row].xtc_threshold] for row in self._excluded.rows.tolist()],
+            device=device,
+        ).reshape(-1, 1)
         self._surprise_aimed_at = setting("mirostat_tau", 0)
         self._surprise_rates = torch.tensor(
             [[samplings[row].mirostat_eta] for row in self._surprise_aimed_at.rows.tolist()],
@@ -143,7 +172,11 @@ class TokenChooser:
         )
 
     def score(
-        self, logits: Tensor, history: History, surprise_limits: Tensor | None = None
+        self,
+        logits: Tensor,
+        history: History,
+        surprise_limits: Tensor | None = None,
+        chances: Tensor | None = None,
     ) -> Tensor:
         """Return logits (rows, vocabulary) after every processor; dropped tokens are -inf.
 
@@ -152,6 +185,8 @@ class TokenChooser:
             history: What the rows have read and generated.
             surprise_limits: Mirostat's mu in bits (rows); read only where a row uses it. None if
                 none does.
+            chances: A number in [0, 1) per row (rows), by which XTC acts or does not; None if no
+                row uses it.
         """
 
         def penalise(some: Tensor, penalty: Tensor) -> Tensor:
@@ -166,13 +201,22 @@ class TokenChooser:
 
         def go_on(some: Tensor, shortest: Tensor) -> Tensor:
             begins = history.begins[self._shortest.rows]
-            return forbid_end(some, history.token_ids.shape[1] - begins < shortest, self._eos_id)
+            is_short = history.token_ids.shape[1] - begins < shortest
+            return forbid_tokens(some, is_short, self._ends[:1])
 
         scores = self._encoder_penalty.apply(penalise_by_prompt, logits.float())
         scores = self._penalty.apply(penalise, scores)
         scores = self._ngram_sizes.apply(forbid, scores)
         scores = self._shortest.apply(go_on, scores)
         for warp, setting in self._warps:
+            scores = setting.apply(warp, scores)
+        if chances is not None:
+            acts = chances[self._excluded.rows, None] < self._excluded.values
+            scores = self._excluded.apply(
+                lambda some, _: exclude_top_choices(some, self._thresholds, acts, self._ends),
+                scores,
+            )
+        for warp, setting in self._last_warps:
             scores = setting.apply(warp, scores)
         if surprise_limits is None:
             return scores
@@ -187,6 +231,7 @@ class TokenChooser:
         history: History,
         uniforms: Tensor,
         surprise_limits: Tensor | None = None,
+        chances: Tensor | None = None,
     ) -> Tensor:
         """Return the next token of every row (rows): the likeliest, or a draw where it draws.
 
@@ -195,8 +240,9 @@ class TokenChooser:
             history: As in `score`.
             uniforms: A number in [0, 1) per row (rows); read only where the row draws.
             surprise_limits: As in `score`; those in use are changed to what the next token needs.
+            chances: As in `score`.
         """
-        scores = self.score(logits, history, surprise_limits)
+        scores = self.score(logits, history, surprise_limits, chances)
         tokens = scores.argmax(dim=-1)
         if len(self._drawn):
             tokens[self._drawn] = draw_tokens(scores[self._drawn], uniforms[self._drawn])
@@ -221,6 +267,33 @@ def penalise_repetition(scores: Tensor, penalty: Tensor, history: Tensor) -> Ten
 def scale_by_temperature(scores: Tensor, temperature: Tensor) -> Tensor:
     """Return scores divided by each row's temperature."""
     return scores / temperature
+
+
+def scale_by_entropy(scores: Tensor, middle: Tensor, span: Tensor) -> Tensor:
+    """Return scores divided by a temperature that grows with their entropy.
+
+    From `middle` - `span` where one token is certain to `middle` + `span` where all that are left
+    are equally likely (text-generation-webui's dynamic temperature, with exponent 1).
+    """
+    logs = scores.log_softmax(dim=-1)
+    entropy = -(logs.exp() * logs).nansum(dim=-1, keepdim=True)
+    most = (scores > -torch.inf).sum(dim=-1, keepdim=True).float().log()
+    share = entropy.clamp(min=1e-10) / most.clamp(min=1e-10)
+    return scores / (middle - span + 2 * span * share)
+
+
+def exclude_top_choices(scores: Tensor, thresholds: Tensor, acts: Tensor, ends: Tensor) -> Tensor:
+    """Return scores without the likely tokens but the unlikeliest of them (XTC).
+
+    Likely are those of at least the row's threshold (rows, 1). Rows that do not act (rows, 1), and
+    those that would lose one of `ends`, stay as they are.
+    """
+    descending, order = scores.sort(dim=-1, descending=True, stable=True)
+    likely = descending.softmax(dim=-1) >= thresholds
+    left_out = torch.cat([likely[:, 1:], torch.zeros_like(likely[:, :1])], dim=1)
+    left_out = left_out.scatter(1, order, left_out)
+    acts = acts & ~left_out[:, ends].any(dim=1, keepdim=True)
+    return scores.masked_fill(left_out & acts, -torch.inf)
 
 
 def keep_top_k(scores: Tensor, top_k: Tensor) -> Tensor:
@@ -345,10 +418,11 @@ def forbid_repeated_ngrams(scores: Tensor, sizes: Tensor, history: History) -> T
     return scores.masked_fill(repeated > 0, -torch.inf)
 
 
-def forbid_end(scores: Tensor, is_short: Tensor, eos_id: int) -> Tensor:
-    """Return scores without the end of the text in rows that are too short (rows, 1)."""
-    at_end = torch.arange(scores.shape[1], device=scores.device) == eos_id
-    return scores.masked_fill(is_short & at_end, -torch.inf)
+def forbid_tokens(scores: Tensor, where: Tensor, token_ids: Tensor) -> Tensor:
+    """Return scores without these tokens in the rows named by `where` (rows, 1)."""
+    named = torch.zeros_like(scores[0], dtype=torch.bool)
+    named[token_ids] = True
+    return scores.masked_fill(where & named, -torch.inf)
 
 
 def _drop_unlikely(scores: Tensor, dropped: Tensor) -> Tensor:

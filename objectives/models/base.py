@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from transformers import PreTrainedModel
@@ -16,7 +16,7 @@ class ModelError(RuntimeError):
     """A model cannot be used; the message says why and what to do."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class BaseModel:
     """A causal language model in evaluation mode without trainable parameters.
 
@@ -55,6 +55,12 @@ class BaseModel:
     def eos_id(self) -> int:
         """Return the token id that ends a text."""
         return int(self.tokenizer.eos_token_id)
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the token that ends a text, and the one that breaks a line."""
+        *_, line_break = self.tokenizer("\n", add_special_tokens=False).input_ids or [self.eos_id]
+        return self.eos_id, int(line_break)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return the token ids a continuation follows, as the tokenizer itself begins a text.

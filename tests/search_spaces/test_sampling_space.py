@@ -31,11 +31,6 @@ def test_an_unknown_preset_is_refused_with_the_nearest_one() -> None:
         find_preset("simple1")
 
 
-def test_a_preset_that_cannot_be_run_whole_says_what_it_needs() -> None:
-    with pytest.raises(SettingError, match="needs beam search, which remember does not have"):
-        find_preset("Creative")
-
-
 def test_every_preset_is_in_one_family_but_greedy() -> None:
     listed = [name for family in FAMILIES.values() for name in family]
     assert sorted([*listed, "greedy"]) == sorted(PRESETS)
@@ -91,6 +86,11 @@ def test_a_matrix_asks_only_for_what_has_a_say(seed: int) -> None:
             {"num_beams": Choices(values=(2, 4)), "mirostat_tau": fixed(5.0)},
             "num_beams: 2 is not allowed with mirostat_tau; leave one of them out",
         ),
+        (
+            {"temperature": Range(low=0.5, high=2.0), "dynatemp": Range(low=0.0, high=0.5)},
+            "dynatemp: 0.5 is not allowed; it must be below the lowest temperature, 0.5",
+        ),
+        ({"num_beams": fixed(2), "xtc_probability": fixed(0.5)}, "num_beams: 2 is not allowed"),
         ({"early_stopping": fixed(1)}, "early_stopping: 1 is not allowed; write true or false"),
     ],
 )

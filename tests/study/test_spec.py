@@ -76,7 +76,7 @@ def test_a_family_stands_for_its_presets(tmp_path: Path) -> None:
         ("trials = 0", "trials: 0 is not allowed: Input should be greater than or equal to 1"),
         ("slots = 'many'", "slots: 'many' is not allowed"),
         ("sampling = ['greddy']", "there is no preset 'greddy'; did you mean 'greedy'?"),
-        ("sampling = ['Creative']", "needs XTC sampling, which remember does not"),
+        ("sampling = ['Creativ']", "there is no preset 'Creativ'; did you mean 'Creative'?"),
         ("sampling = ['novelai', 'NovelAI-Genesis']", "'NovelAI-Genesis' is listed twice"),
         ("sampling = ['matrix', 'greedy']", "'matrix' goes with no preset; write it alone"),
         ("[sampling_matrix]\ntop_k = 5", 'it is read only with sampling = ["matrix"]'),

@@ -20,6 +20,7 @@ from transformers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     LogitsProcessorList,
+    MinLengthLogitsProcessor,
     MinPLogitsWarper,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
@@ -60,6 +61,17 @@ SETTINGS = {
     "no_repeat_ngram_size": [
         Sampling(name="n", do_sample=False, no_repeat_ngram_size=2),
         *(Sampling(name="n", no_repeat_ngram_size=value) for value in (0, 1, 2, 3, 40)),
+    ],
+    "min_length": [
+        Sampling(name="l", do_sample=False, min_length=9),
+        *(Sampling(name="l", min_length=value) for value in (0, 7, 12, 40)),
+    ],
+    "dynatemp": [
+        Sampling(name="d", temperature=1.55, dynatemp=1.45),
+        Sampling(name="d", temperature=1.0, dynatemp=0.5, top_k=9),
+        Sampling(name="d", temperature=1.2, dynatemp=1.1, min_p=0.1, temperature_last=True),
+        Sampling(name="d", temperature=0.7, min_p=0.1, temperature_last=True),
+        Sampling(name="d"),
     ],
     "every preset": list(PRESETS.values()),
     "all together": [
@@ -112,8 +124,13 @@ def score_by_reference(logits: Tensor, tokens: Tensor, prompt: Tensor, s: Sampli
         processors.append(RepetitionPenaltyLogitsProcessor(s.repetition_penalty))
     if s.no_repeat_ngram_size:
         processors.append(NoRepeatNGramLogitsProcessor(s.no_repeat_ngram_size))
+    if s.min_length:
+        processors.append(MinLengthLogitsProcessor(s.min_length, 0))  # token 0 ends a text
     if s.do_sample:
-        processors.append(TemperatureLogitsWarper(s.temperature))
+        if not s.temperature_last and not s.dynatemp:
+            processors.append(TemperatureLogitsWarper(s.temperature))
+        if not s.temperature_last and s.dynatemp:
+            processors.append(lambda _, scores: scale_by_loop(scores, s))
         if s.top_k:
             processors.append(TopKLogitsWarper(s.top_k))
         if s.top_p < 1:
@@ -131,7 +148,23 @@ def score_by_reference(logits: Tensor, tokens: Tensor, prompt: Tensor, s: Sampli
         scores = _keep(scores, tail_free_by_loop(scores, s.tfs))
     if s.do_sample and s.top_a:
         scores = _keep(scores, top_a_by_loop(scores, s.top_a))
+    if s.do_sample and s.temperature_last:
+        scores = scale_by_loop(scores, s) if s.dynatemp else scores / s.temperature
     return scores
+
+
+def scale_by_loop(scores: Tensor, s: Sampling) -> Tensor:
+    """Return scores divided by a temperature that follows their entropy, as the webui has it."""
+    entropy, valid = 0.0, 0
+    for score, log_share in zip(
+        scores.flatten().tolist(), scores.double().log_softmax(-1).flatten().tolist(), strict=True
+    ):
+        if score > -math.inf:
+            entropy -= math.exp(log_share) * log_share
+            valid += 1
+    share = max(entropy, 1e-10) / max(math.log(valid), 1e-10)
+    low, high = s.temperature - s.dynatemp, s.temperature + s.dynatemp
+    return scores / (low + (high - low) * share)
 
 
 def tail_free_by_loop(scores: Tensor, mass: float) -> set[int]:
@@ -168,7 +201,9 @@ def test_a_batch_of_mixed_settings_scores_every_row_as_the_reference_does(proces
 
     for row, sampling in enumerate(samplings):
         expected = score_by_reference(logits[row], *tokens_of(history, row), sampling)
-        torch.testing.assert_close(scores[row], expected, rtol=0, atol=0)
+        # A temperature that is worked out from the scores is rounded on its way.
+        tolerance = 1e-5 if sampling.dynatemp else 0.0
+        torch.testing.assert_close(scores[row], expected, rtol=tolerance, atol=0)
 
 
 def test_a_setting_that_all_rows_use_scores_as_in_a_mixed_batch() -> None:
@@ -313,3 +348,50 @@ def test_what_greedy_decoding_does_not_read_decides_nothing() -> None:
     assert warm.what_decides == GREEDY.what_decides
     assert PENALISED_GREEDY.what_decides != GREEDY.what_decides
     assert Sampling(name="a", top_p=0.5).what_decides == Sampling(name="b", top_p=0.5).what_decides
+
+
+def exclude_by_loop(scores: Tensor, threshold: float, ends: list[int]) -> Tensor:
+    """Return one row's scores after XTC has acted, as the webui has it."""
+    likely = scores.double().softmax(0).tolist()
+    over = sorted(
+        (t for t in range(len(likely)) if likely[t] >= threshold), key=lambda t: -likely[t]
+    )
+    left_out = set(over[:-1])
+    return scores if left_out & set(ends) else _keep(scores, set(range(len(likely))) - left_out)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    threshold=st.floats(0.01, 0.5),
+    chance=st.sampled_from([0.0, 0.25, 0.49, 0.5, 0.75]),
+)
+def test_xtc_leaves_out_the_likely_tokens_but_the_unlikeliest(
+    seed: int, threshold: float, chance: float
+) -> None:
+    ends = [3, 17]
+    sampling = Sampling(name="x", xtc_probability=0.5, xtc_threshold=threshold)
+    samplings = [sampling, Sampling(name="plain"), sampling]
+    logits, history = random_logits(3, seed=seed), random_history(3)
+    chances = torch.tensor([chance, 0.0, 0.0])
+    scores = TokenChooser(samplings, CPU, ends=ends).score(logits, history, chances=chances)
+    acted = exclude_by_loop(logits[0], threshold, ends)
+    assert torch.equal(scores[0], acted if chance < 0.5 else logits[0])
+    assert torch.equal(scores[1], logits[1])
+    assert torch.equal(scores[2], exclude_by_loop(logits[2], threshold, ends))
+
+
+def test_xtc_acts_as_often_as_it_should_and_never_on_an_answers_end() -> None:
+    logits = torch.tensor([[0.0, 5.0, 4.0, 1.0]]).repeat(4000, 1)
+    sampling = Sampling(name="x", xtc_probability=0.3)
+    chances = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    history = History(
+        token_ids=torch.zeros(4000, 1, dtype=torch.long),
+        begins=torch.zeros(4000, 1, dtype=torch.long),
+        answers=torch.ones(4000, 1, dtype=torch.long),
+    )
+    scores = TokenChooser([sampling] * 4000, CPU).score(logits, history, chances=chances)
+    left_out = scores[:, 1] == -math.inf
+    assert left_out.float().mean() == pytest.approx(0.3, abs=0.03)
+    assert (scores[:, 2] > -math.inf).all()
+    ends = TokenChooser([sampling] * 4000, CPU, ends=(0, 1))
+    assert torch.equal(ends.score(logits, history, chances=chances), logits)
