@@ -103,8 +103,9 @@ class Sampling:
 
     Without drawing, a `penalty_alpha` above 0 makes it contrastive search over `top_k` candidates.
     With `num_beams` above 1 it is beam search, drawn or not; `length_penalty` above 0 favours long
-    beams, and `early_stopping` ends once as many are finished. `min_length` counts prompt and
-    answer.
+    beams, and `early_stopping` ends once as many are finished. Of `num_return_sequences` answers
+    to a prompt each counts, so that recall is their mean, never their best. `min_length` counts
+    prompt and answer.
 
     The meanings are those of transformers' `GenerationConfig`, cutoffs being probabilities; `tfs`
     (tail-free), `top_a`, mirostat, XTC and the dynamic temperature are those of
@@ -140,6 +141,7 @@ class Sampling:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool = False
+    num_return_sequences: int = 1
     min_length: int = 0
     max_new_tokens: int = 48
 
@@ -180,6 +182,12 @@ class Sampling:
             "length_penalty",
             self.length_penalty,
             "a finite number",
+        )
+        _require(
+            1 <= self.num_return_sequences <= (1000 if self.do_sample else 1),
+            "num_return_sequences",
+            self.num_return_sequences,
+            "from 1 to 1000, and 1 where nothing is drawn",
         )
         if self.num_beams > 1:
             for field in ("penalty_alpha", "mirostat_tau", "xtc_probability"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 
@@ -117,10 +117,10 @@ class Learning:
         loss and drift repeat the greedy values. Greedy decoding is not measured twice.
         """
         requests = [
-            Request(prompt=prompt, slot=turn.slot, sampling=sampling, seed=turn.noise_seed)
+            request
             for turn in turns
             for sampling in self._samplings(turn)
-            for prompt in self._prompts
+            for request in _ask(self._prompts, turn.slot, sampling, turn.noise_seed)
         ]
         continuations = iter(generate(self._model, requests, router=self.bank))
         slots = [turn.slot for turn in turns]
@@ -134,7 +134,9 @@ class Learning:
         return [
             tuple(
                 self._score(
-                    self._judge_answers([next(continuations) for _ in self._prompts]),
+                    self._judge_answers(
+                        list(islice(continuations, _count_answers(self._prompts, sampling)))
+                    ),
                     probes,
                     sampling,
                     epoch=self.bank.progress(turn.slot).epoch,
@@ -177,12 +179,20 @@ class Learning:
         All are asked in one batch, the base too.
         """
         probes = self._probe_prompts
-        asked = [(slot, prompt) for prompt in (*self._prompts, *probes)]
-        asked += [(BASE, probe) for probe in probes]
+        asked = ((slot, self._prompts), (slot, probes), (BASE, probes))
         requests = [
-            Request(prompt=prompt, slot=reader, sampling=sampling, seed=noise_seed)
+            request
             for sampling in samplings
-            for reader, prompt in asked
+            for reader, prompts in asked
+            # Probes are asked once: each is known or not.
+            for request in _ask(
+                prompts,
+                reader,
+                sampling
+                if prompts is self._prompts
+                else replace(sampling, num_return_sequences=1),
+                noise_seed,
+            )
         ]
         answered = iter(generate(self._model, requests, router=self.bank))
 
@@ -195,7 +205,7 @@ class Learning:
         return tuple(
             SamplingMeasurement(
                 sampling=sampling,
-                recall=scoring.score_recall(judge_next(len(self._prompts))),
+                recall=scoring.score_recall(judge_next(_count_answers(self._prompts, sampling))),
                 knowledge_loss=lost(judge_next(len(probes))),
                 base_loss=lost(judge_next(len(probes))),
             )
@@ -282,3 +292,22 @@ class Learning:
             ),
             verdicts=verdicts,
         )
+
+
+def _ask(
+    prompts: Sequence[Prompt], slot: int, sampling: Sampling, noise_seed: int
+) -> Iterator[Request]:
+    """Yield what to ask: every prompt, as often as the sampling returns answers."""
+    for sequence in range(sampling.num_return_sequences):
+        for prompt in prompts:
+            yield Request(
+                prompt=prompt,
+                slot=slot,
+                sampling=sampling,
+                seed=noise_seed,
+                sequence=sequence,
+            )
+
+
+def _count_answers(prompts: Sequence[Prompt], sampling: Sampling) -> int:
+    return len(prompts) * sampling.num_return_sequences

@@ -32,7 +32,14 @@ MATRIX = "matrix"
 # In Optuna's table the settings of a matrix are told from a recipe's by this.
 _PREFIX = "sampling."
 
-_WHOLE_NUMBERS = ("top_k", "no_repeat_ngram_size", "num_beams", "min_length", "max_new_tokens")
+_WHOLE_NUMBERS = (
+    "top_k",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "num_return_sequences",
+    "min_length",
+    "max_new_tokens",
+)
 _NO_BEAMS_WITH = ("mirostat_tau", "penalty_alpha", "xtc_probability")
 _TRUTH_VALUES = ("do_sample", "temperature_last", "early_stopping")
 
@@ -47,6 +54,7 @@ _ONLY_WHEN_DRAWING = (
     "dynatemp",
     "temperature_last",
     "xtc_threshold",
+    "num_return_sequences",
     "mirostat_tau",
     "mirostat_eta",
 )

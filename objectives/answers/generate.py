@@ -84,7 +84,7 @@ def _what_decides(request: Request) -> Hashable:
     greedy = request.prompt.text, request.slot, request.sampling.what_decides
     if not request.sampling.do_sample:
         return greedy
-    return *greedy, request.prompt.id, request.seed
+    return *greedy, request.prompt.id, request.seed, request.sequence
 
 
 def _open(request: Request, prompt_ids: tuple[int, ...]) -> Opening:
@@ -92,6 +92,8 @@ def _open(request: Request, prompt_ids: tuple[int, ...]) -> Opening:
     nothing = np.empty(0)
 
     def draw(purpose: str) -> NDArray[np.float64]:
+        if request.sequence:
+            purpose = f"{purpose}/{request.sequence}"
         return draw_uniforms(seed, prompt_id, sampling.max_new_tokens, purpose=purpose)
 
     return Opening(

@@ -16,13 +16,15 @@ from data.recipes import Sampling
 class Request:
     """One prompt put to one adapter; slot -1 is the untouched base.
 
-    `seed` and the prompt's id fix the draws of a sampling that draws.
+    `seed`, the prompt's id and `sequence`, which of several answers it is, fix the draws of a
+    sampling that draws.
     """
 
     prompt: Prompt
     slot: int
     sampling: Sampling
     seed: int
+    sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

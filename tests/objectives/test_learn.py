@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from data.facts import Fact
 from data.recipes import GREEDY, Recipe, Sampling
 from data.scenarios import Scenario
+from data.scoring import score_recall
 from data.world_facts import load_known_facts, load_probes
 from objectives.answers.generate import generate
 from objectives.answers.request import Request
@@ -247,3 +249,18 @@ def test_without_held_out_text_drift_is_not_measured(
     learning.begin(0, RECIPE, seed=0)
     ((measured,),) = learning.measure([Turn(slot=0, noise_seed=0)])
     assert measured.measurement.drift_nats is None
+
+
+def test_of_several_answers_to_a_prompt_each_counts(learning: Learning) -> None:
+    train(learning, RECIPE)
+    three = replace(WARM, name="three", num_return_sequences=3)
+    ((_, one, several),) = learning.measure([Turn(slot=0, noise_seed=5, samplings=(WARM, three))])
+    asked = len(one.verdicts)
+    assert len(several.verdicts) == 3 * asked
+    first, second, third = (several.verdicts[n * asked : (n + 1) * asked] for n in range(3))
+    assert [v.answer.text for v in first] == [v.answer.text for v in one.verdicts]
+    assert len({tuple(v.answer.text for v in part) for part in (first, second, third)}) > 1
+    shares = [score_recall(part).value or 0.0 for part in (first, second, third)]
+    mean = several.measurement.recall.value
+    assert mean == pytest.approx(fmean(shares))
+    assert mean != max(shares)
