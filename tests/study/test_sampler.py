@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import product
+from pathlib import Path
 from typing import Any, get_args
 
 import optuna
@@ -12,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.grid import Grid
+from storage.database import open_storage
 from study.sampler import STARTUP_TRIALS, SamplerName, SeededSampler
 from study.seeds import derive_seed
 
@@ -60,14 +64,33 @@ def test_a_restart_goes_on_instead_of_beginning_again() -> None:
     assert first + run(study, 4) == whole
 
 
-def test_two_workers_at_once_draw_what_one_would() -> None:
-    alone = run(make_study(3), 4)
+def test_four_workers_at_once_draw_the_start_up_points_that_one_would(tmp_path: Path) -> None:
+    alone = run(make_study(3), STARTUP_TRIALS)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+
+    def work(_: int) -> dict[int, dict[str, Any]]:
+        with closing(open_storage(url)) as storage:
+            study = optuna.load_study(study_name="s", storage=storage, sampler=SeededSampler(3))
+            trials = [study.ask() for _ in range(STARTUP_TRIALS // 4)]
+            return {trial.number: choose(trial) for trial in trials}
+
+    with closing(open_storage(url)) as storage:
+        optuna.create_study(study_name="s", storage=storage, directions=["maximize", "minimize"])
+    with ThreadPoolExecutor(4) as pool:
+        drawn = {
+            number: point for part in pool.map(work, range(4)) for number, point in part.items()
+        }
+    assert [drawn[number] for number in range(STARTUP_TRIALS)] == alone
+
+
+def test_three_sittings_of_ten_draw_what_one_of_thirty_would() -> None:
+    whole = run(make_study(3), 30)
     study = make_study(3)
-    asked = []
-    for worker in (SeededSampler(3), SeededSampler(3)) * 2:
-        study.sampler = worker
-        asked.append(choose(study.ask()))
-    assert asked == alone
+    parts = []
+    for _ in range(3):
+        study.sampler = SeededSampler(3)
+        parts += run(study, 10)
+    assert parts == whole
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "grid"])
