@@ -25,6 +25,10 @@ FORMAT_SEPARATOR = "+"
 
 SpaceName = Literal["default", "full", "brief"]
 
+# Every trial is measured on its way there, so that the best number of epochs is found without
+# being drawn; benchmarks/SEARCH.md shows what that is worth.
+MOST_EPOCHS = 24
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeSpace:
@@ -111,8 +115,9 @@ def named_space(
 ) -> RecipeSpace:
     """Return the ranges of a named space for a model and the facts it is taught.
 
-    `default` leaves out what rarely matters, `full` searches every setting, and `brief` only the
-    six that the project began with: on joined texts, for there the cutoff matters to short ones.
+    `default` leaves out what rarely matters, `full` draws every setting, and `brief` only the six
+    that the project began with: on joined texts, for there the cutoff matters to short ones. But
+    in `full`, epochs are not drawn: trials go for the most and are measured on their way.
 
     Args:
         name: The space.
@@ -124,7 +129,7 @@ def named_space(
     advised = lora_without_regret_rate(hidden_size)
     lengths = tuple(length for length in (48, 96, 256) if length <= context_tokens)
     default = RecipeSpace(
-        epochs=Range(low=4, high=24),
+        epochs=fixed(MOST_EPOCHS),
         rank=Choices(values=(4, 8, 16, 32)),
         alpha=Choices(values=(8, 16, 32, 64)),
         cutoff=Choices(values=lengths or (context_tokens,)),
@@ -138,7 +143,7 @@ def named_space(
         case "full":
             return replace(
                 default,
-                epochs=Range(low=3, high=24),
+                epochs=Range(low=3, high=MOST_EPOCHS),
                 rank=Choices(values=(1, 4, 8, 16, 32, 64)),
                 alpha=Choices(values=(8, 16, 32, 64, 128)),
                 learning_rate=_rates(advised / 10, advised * 10),

@@ -31,6 +31,7 @@ from study.setting_up import FIRST_RUNG_TOKENS_PER_FACT
 from study.spec import PrunerSpec
 
 FACTS = 23  # that the grids' adapters were taught
+MOST_TRIALS = 500  # of a search that does nothing but repeat itself
 STARTUP = 5  # trials that the median pruner lets pass, Optuna's default
 STUDYS_OWN = PrunerSpec()
 
@@ -83,16 +84,20 @@ def search(
         study.enqueue_trial(dict(point))
     ledger = Ledger(world)
     seen: dict[int, list[RungVector]] = {}
-    while not ledger.is_complete(budget):
+    endings: dict[Choice, TrialState] = {}
+    while not ledger.is_complete(budget) and ledger.asked < MOST_TRIALS:
         trial = study.ask()
         choice = world.suggest(trial, epochs=None if method.draws_epochs else world.last_epoch)
-        state = _run(method, study, trial, choice, seen, ledger)
+        if choice not in endings:
+            endings[choice] = _run(method, study, trial, choice, seen, ledger)
+            ledger.ended(endings[choice], world.cell(choice.row, choice.epochs))
+        # What was tried before is known and costs nothing.
         chosen = world.cell(choice.row, choice.epochs, choice.sampling)
-        if state == TrialState.COMPLETE and chosen is not None:
+        if endings[choice] == TrialState.COMPLETE and chosen is not None:
             study.tell(trial, (chosen.recall, chosen.knowledge_loss))
         else:
-            study.tell(trial, state=state)
-        ledger.ended(state, chosen)
+            study.tell(trial, state=endings[choice])
+        ledger.asked += 1
     return ledger
 
 

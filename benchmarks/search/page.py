@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ _DRAWN = (
     "MO-ASHA",
     "ours",
 )
+_COMPARED = (0.01, 0.02, 0.05, 0.1)  # shares of the cost
 _RESAMPLES = 2000
 
 _INTRODUCTION = """\
@@ -48,11 +49,12 @@ the grid's trained tokens alone.
 **Searches.** All choose from the same recipes. Random search and TPE without pruning also draw the
 number of epochs, and a sampling where the grid has several; they ask finished adapters only. The
 others train for all epochs unless they prune, and whatever was seen of a trial on its way counts
-as found. *Median pruning* is OptunaHub's multi-metric pruner with Optuna's median pruner,
-*MO-ASHA* is that of Schmucker et al. (2021) with random search, both at our rungs, where they did
-better than at any denser ones that were tried. *Ours* is what a study does, without its starting
-points; the rows below it change one thing each. The rules of our pruner were chosen on the grid
-`brief`; `default` was not looked at before. Intervals: 95 %, by bootstrap over the seeds.
+as found. What a search has tried before costs it nothing. *Median pruning* is OptunaHub's
+multi-metric pruner with Optuna's median pruner, *MO-ASHA* is that of Schmucker et al. (2021) with
+random search, both at our rungs: on `brief` they did worse with a first rung at half the tokens,
+and no better with rungs twice or three times as far apart. *Ours* is what a study does, without
+its starting points; the rows below it change one thing each. The rules of our pruner were chosen
+on the grid `brief`; `default` was not looked at before. Intervals: 95 %, by bootstrap over seeds.
 """
 
 
@@ -78,6 +80,7 @@ def write_page() -> Path:
         curves = _curves(results, grid)
         lines += _say_grid(grid, table)
         lines += _say_searches(results, curves)
+        lines.append(f"![Hypervolume against cost](../docs/search-{grid}.png)\n")
         lines += _say_importance(table)
         _draw(results, curves, grid)
     PAGE.write_text("\n".join(lines) + "\n")
@@ -153,7 +156,7 @@ def _say_searches(results: dict[str, Any], curves: Sequence[_Curve]) -> Iterator
         "\nOurs less each other search at equal cost and seed: median difference in share of "
         "hypervolume, and in how many seeds ours was ahead:\n"
     )
-    chosen = [number for number, share in enumerate(shares) if share in (0.01, 0.02, 0.05, 0.1)]
+    chosen = [number for number, share in enumerate(shares) if share in _COMPARED]
     yield "| against | " + " | ".join(f"{shares[number]:.0%}" for number in chosen) + " |"
     yield "| --- |" + " --- |" * len(chosen)
     for curve in curves:
@@ -165,7 +168,29 @@ def _say_searches(results: dict[str, Any], curves: Sequence[_Curve]) -> Iterator
             for number in chosen
         )
         yield f"| {curve.method} | " + " | ".join(cells) + " |"
-    yield ""
+    yield "\n" + _say_verdict(results, ours, curves) + "\n"
+
+
+def _say_verdict(results: dict[str, Any], ours: _Curve, curves: Sequence[_Curve]) -> str:
+    """Return in words when ours has enough, and whom it is ahead of at equal cost."""
+    reached = sum(cost is not None for cost in ours.cost_of_enough)
+    cost = _median_cost(ours.cost_of_enough)
+    parts = [
+        f"Ours has {results['enough']:.0%} of the hypervolume at {cost} of the grid's cost, in "
+        f"{reached} of {results['seeds']} seeds within {results['shares'][-1]:.0%}."
+    ]
+    for number, share in enumerate(results["shares"]):
+        if share not in _COMPARED:
+            continue
+        groups: dict[str, list[str]] = {"ahead of": [], "not told apart from": [], "behind": []}
+        for curve in curves:
+            if curve.method in _DRAWN and curve is not ours:
+                low, high = _interval(ours.found[:, number] - curve.found[:, number])
+                state = "ahead of" if low > 0 else "behind" if high < 0 else "not told apart from"
+                groups[state].append(curve.method)
+        said = "; ".join(f"{state} {_list(names)}" for state, names in groups.items() if names)
+        parts.append(f"At {share:.0%} of the cost it is {said}.")
+    return " ".join(parts)
 
 
 def _median(values: Any, *, signed: bool = False) -> str:
@@ -231,8 +256,8 @@ def _in_words(objective: str, found: Sequence[Effect], best: str, *, highest: bo
     return "; ".join(parts) + "."
 
 
-def _list(names: Any) -> str:
-    *most, last = names or ("nothing",)
+def _list(names: Iterable[str]) -> str:
+    *most, last = list(names) or ["nothing"]
     return f"{', '.join(most)} and {last}" if most else last
 
 

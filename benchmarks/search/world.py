@@ -153,8 +153,7 @@ class Ledger:
         )
 
     def ended(self, state: TrialState, last: Cell | None) -> None:
-        """Count a trial that has ended, at `last` if it was not pruned."""
-        self.asked += 1
+        """Count a trial that has ended, at the greedy cell `last` if it was not pruned."""
         if state == TrialState.COMPLETE and last is not None:
             self.idle_to_the_end += last.recall <= self.world.reference.recall
 
