@@ -287,6 +287,7 @@ def _draw(results: dict[str, Any], curves: Sequence[_Curve], grid: str) -> None:
             fill="toself",
             fillcolor=color,
             opacity=0.15,
+            mode="lines",
             line={"width": 0},
             hoverinfo="skip",
             showlegend=False,
@@ -300,8 +301,11 @@ def _draw(results: dict[str, Any], curves: Sequence[_Curve], grid: str) -> None:
         height=440,
         margin={"l": 60, "r": 20, "t": 50, "b": 50},
         title=f"Grid “{grid}”: median over {results['seeds']} seeds, band: middle half",
-        legend={"x": 0.02, "y": 0.98},
+        legend={"x": 0.98, "y": 0.02, "xanchor": "right", "yanchor": "bottom"},
     )
     figure.update_xaxes(type="log", title="cost, % of the whole grid’s", tickvals=shares)
-    figure.update_yaxes(title="share of the grid’s hypervolume", range=[0, 1.02])
+    lowest = min(np.quantile(c.found, 0.25, axis=0).min() for c in curves if c.method in _DRAWN)
+    figure.update_yaxes(
+        title="share of the grid’s hypervolume", range=[np.floor(10 * lowest) / 10, 1.01]
+    )
     figure.write_image(FIGURES / f"search-{grid}.png", scale=2)
