@@ -6,7 +6,7 @@ from analysis.points import front_points, study_points
 from data.recipes import SettingError
 from search_spaces.recipe_space import RecipeSpace, settings_of
 from search_spaces.sampling_space import SamplingSpace
-from search_spaces.settings import Value
+from search_spaces.settings import Value, bounds, is_searched
 from search_spaces.starting_points import check_point
 from study.place import find_place
 from study.spec import ConfigurationError, StudySpec
@@ -19,7 +19,8 @@ def points_of_study(
     """Return the trials on the front of the study that `spec.start_from` names, the best first.
 
     Best is the highest recall - knowledge loss. A trial that is there with one of its rungs is
-    tried with all its epochs: it passes the rung on its way. The two studies may differ in facts
+    tried with all its epochs, or with this study's if those are fixed and no fewer: it passes the
+    rung on its way. The two studies may differ in facts
     and model. A sampling that this study does not offer is left to its sampler.
 
     Raises:
@@ -52,6 +53,9 @@ def points_of_study(
     for point in best[: other.best]:
         name = f"{other.study}, trial {point.trial}"
         settings = settings_of(recipes[point.trial])
+        (longest,) = bounds(space.epochs)[-1:]
+        if not is_searched(space.epochs) and int(longest) >= point.epoch:
+            del settings["epochs"]
         if point.sampling.name in samplings.presets:
             settings = {**settings, "sampling": point.sampling.name}
         try:

@@ -12,7 +12,7 @@ from data.recipes import GREEDY, Recipe, SettingError
 from search_spaces.presets import find_preset
 from search_spaces.recipe_space import named_space
 from search_spaces.sampling_space import SamplingSpace
-from search_spaces.settings import fixed
+from search_spaces.settings import Range, fixed
 from storage.database import open_storage
 from storage.leases import LeaseBook
 from storage.recorder import Recorder
@@ -77,9 +77,16 @@ def test_the_front_of_another_study_comes_best_first_with_all_its_epochs(spec: S
     assert list(points) == ["earlier, trial 1", "earlier, trial 0"]
     assert points["earlier, trial 1"]["sampling"] == "Shortwave"
     assert points["earlier, trial 1"]["rank"] == 16
-    # After 2 epochs it is on the front; tried again, it passes them on its way to 8.
-    assert points["earlier, trial 0"]["epochs"] == 8
     assert points["earlier, trial 0"]["sampling"] == "greedy"
+    # After 2 epochs it is on the front; tried again, it passes them on its way to 24, or to 8.
+    assert "epochs" not in points["earlier, trial 0"]
+    drawn = points_of_study(spec, replace(SPACE, epochs=Range(low=4, high=24)), SAMPLINGS)
+    assert drawn["earlier, trial 0"]["epochs"] == 8
+
+
+def test_a_study_of_fewer_epochs_than_a_member_needs_refuses_it(spec: StudySpec) -> None:
+    with pytest.raises(SettingError, match=r"trial 1\): epochs: 8 is not allowed"):
+        points_of_study(spec, replace(SPACE, epochs=fixed(4)), SAMPLINGS)
 
 
 def test_a_sampling_that_this_study_lacks_is_left_to_its_sampler(spec: StudySpec) -> None:
