@@ -3,7 +3,8 @@
 It means what transformers' beam search means, of which it keeps every rule: which beams go on,
 which are finished, and when none can become better. Where tokens are drawn, continuations are
 drawn without replacement. As in transformers a beam ends at EOS or at its longest, not where its
-answer has ended, for its further tokens count in its score.
+answer has ended, for its further tokens count in its score; only once all beams of a prompt begin
+with the same ended answer, whichever is best no longer matters.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from objectives.models.memory import with_rows_that_fit
 from objectives.models.reading import attending, pad_left
 
 _NEVER = -1e9  # a score that no continuation has
+_STEPS_BETWEEN_LOOKS = 4  # at whether all beams begin with the same ended answer
 
 
 @torch.inference_mode()
@@ -45,7 +47,8 @@ def decode_by_beams(
     def decode_with(most_rows: int) -> list[tuple[int, ...]]:
         generated: dict[int, tuple[int, ...]] = {}
         for numbers in _batches(openings, most_rows):
-            best = _Batch(base, [openings[number] for number in numbers], router).run()
+            batch = [openings[number] for number in numbers]
+            best = _Batch(base, batch, router, endings).run()
             for number, token_ids in zip(numbers, best, strict=True):
                 longest = openings[number].sampling.max_new_tokens
                 generated[number] = endings.trim(token_ids, longest)
@@ -71,8 +74,13 @@ class _Batch:
     """Rows that are read together; tensors are (rows, beams, ...) or have a row per beam."""
 
     def __init__(
-        self, base: BaseModel, openings: Sequence[Opening], router: AdapterRouter
+        self,
+        base: BaseModel,
+        openings: Sequence[Opening],
+        router: AdapterRouter,
+        endings: Endings,
     ) -> None:
+        self._endings = endings
         self._base = base
         self._openings = openings
         self._router = router
@@ -208,6 +216,9 @@ class _Batch:
             if over[place]:
                 length = int(self._finished_lengths[place, 0])
                 self._best[row] = tuple(self._finished[place, 0, :length].tolist())
+        for place, answer in self._answers_in_common().items():
+            if not over[place]:
+                self._best[self._reading[place]], over[place] = answer, True
         kept = [place for place, is_over in enumerate(over) if not is_over]
         if len(kept) == len(over):
             return
@@ -230,6 +241,22 @@ class _Batch:
         places = (rows[:, None] * self._beams + beams).flatten()
         self._cache.batch_select_indices(places)
         self._mask, self._positions = self._mask[places], self._positions[places]
+
+    def _answers_in_common(self) -> dict[int, tuple[int, ...]]:
+        """Return by place the answers that have ended and that all beams of a row begin with."""
+        if self._tokens.shape[2] % _STEPS_BETWEEN_LOOKS:
+            return {}
+        is_common = (self._tokens == self._tokens[:, :1]).all(dim=1)
+        lengths = is_common.long().cumprod(dim=1).sum(dim=1)
+        lengths = lengths.where(~self._is_finished.any(dim=1), 0)
+        answers = {}
+        for place, length in enumerate(lengths.tolist()):
+            shared = self._tokens[place, 0, :length].tolist()
+            if any(map(self._endings.breaks_line, shared)):
+                answer = self._endings.trim(shared, self._longest + 1)
+                if self._endings.is_over(answer, self._longest + 1):
+                    answers[place] = answer
+        return answers
 
     def _read_tokens(self) -> None:
         model = self._base.model

@@ -132,7 +132,15 @@ def measure(
 
 def _samplings(names: str) -> tuple[Sampling, ...]:
     """Return the presets named, each followed by itself without its penalties if it has some."""
-    listed = PRESETS if names == "all" else name_presets(map(str.strip, names.split(",")))
+    if names == "all":
+        slow = [name for name, preset in PRESETS.items() if preset.num_beams > 1]
+        listed = [name for name in PRESETS if name not in slow]
+        messages.print(
+            f"{', '.join(slow)}: left out, because its many long beams take longer than all "
+            "others together; name it to ask it"
+        )
+    else:
+        listed = list(name_presets(map(str.strip, names.split(","))))
     presets = [find_preset(name) for name in listed]
     return tuple(
         sampling

@@ -72,8 +72,12 @@ def find_trial(findings: Findings, number: int) -> TrialRecord:
     for trial in findings.record.trials:
         if trial.number == number:
             return trial
-    count = len(findings.record.trials)
-    there = f"its trials are 0 to {count - 1}" if count else "it has no trials yet"
+    numbers = [trial.number for trial in findings.record.trials]
+    there = "it has no trials yet"
+    if numbers == [*range(len(numbers))] != []:
+        there = f"its trials are 0 to {numbers[-1]}"
+    elif numbers:  # the numbers between are those of free points
+        there = f"its trials are {', '.join(map(str, numbers))}"
     raise ConfigurationError(
         f"trial: study {findings.record.name!r} has no trial {number}; {there}"
     )
