@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 
 def batch_rows(
@@ -33,3 +34,20 @@ def batch_rows(
         members.sort(key=lambda row: tuple(rows[row]))
         for start in range(0, len(members), rows_per_batch):
             yield sorted(members[start : start + rows_per_batch], key=lambda row: slots[row])
+
+
+def batch_alike(
+    rows: Sequence[Sequence[int]], kinds: Sequence[tuple[int, ...]], rows_per_batch: int
+) -> Iterator[list[int]]:
+    """Yield the numbers of the rows in batches of one kind each, longest rows first.
+
+    Args:
+        rows: The token ids of every row.
+        kinds: The kind of every row; its first number says as how many rows each counts.
+        rows_per_batch: The most rows of a batch; a single row may count as more.
+    """
+    order = sorted(range(len(rows)), key=lambda row: (kinds[row], -len(rows[row]), row))
+    for kind, alike in groupby(order, key=kinds.__getitem__):
+        numbers, size = list(alike), max(1, rows_per_batch // kind[0])
+        for start in range(0, len(numbers), size):
+            yield numbers[start : start + size]

@@ -9,18 +9,18 @@ with the same ended answer, whichever is best no longer matters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from objectives.answers.batches import batch_alike
 from objectives.answers.decode import Opening
 from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
-from objectives.answers.sampling import History, TokenChooser
+from objectives.answers.sampling import History, TokenChooser, hide_padding
 from objectives.models.base import BaseModel, cache_argument
 from objectives.models.memory import with_rows_that_fit
 from objectives.models.reading import attending, pad_left
@@ -43,10 +43,12 @@ def decode_by_beams(
     Rows never influence each other beyond the rounding of floating point numbers. Beams count as
     rows in `rows_per_batch`.
     """
+    prompts = [opening.prompt_ids for opening in openings]
+    sizes = [(o.sampling.num_beams, o.sampling.max_new_tokens) for o in openings]
 
     def decode_with(most_rows: int) -> list[tuple[int, ...]]:
         generated: dict[int, tuple[int, ...]] = {}
-        for numbers in _batches(openings, most_rows):
+        for numbers in batch_alike(prompts, sizes, most_rows):
             batch = [openings[number] for number in numbers]
             best = _Batch(base, batch, router, endings).run()
             for number, token_ids in zip(numbers, best, strict=True):
@@ -55,19 +57,6 @@ def decode_by_beams(
         return [generated[number] for number in range(len(openings))]
 
     return with_rows_that_fit(base.model, rows_per_batch, decode_with) if openings else []
-
-
-def _batches(openings: Sequence[Opening], most_rows: int) -> Iterator[list[int]]:
-    """Yield the numbers of rows with equally many beams and tokens, longest prompts first."""
-
-    def size(number: int) -> tuple[int, int]:
-        return openings[number].sampling.num_beams, openings[number].sampling.max_new_tokens
-
-    order = sorted(range(len(openings)), key=lambda n: (size(n), -len(openings[n].prompt_ids), n))
-    for (beams, _), alike in groupby(order, key=size):
-        numbers, count = list(alike), max(1, most_rows // beams)
-        for start in range(0, len(numbers), count):
-            yield numbers[start : start + count]
 
 
 class _Batch:
@@ -129,14 +118,11 @@ class _Batch:
             attending(model, rows, self._cache) as arguments,
         ):
             output = model(**arguments)
-        own = torch.tensor(
-            [[opening.prompt_ids[0]] for opening in self._openings], device=self._device
-        )
         self._cache.batch_repeat_interleave(self._beams)
         self._logits = output.logits[:, -1].repeat_interleave(self._beams, dim=0)
         self._mask = rows.mask.repeat_interleave(self._beams, dim=0)
         self._positions = rows.positions[:, -1:].repeat_interleave(self._beams, dim=0)
-        self._prompts = rows.token_ids.where(rows.mask.bool(), own)
+        self._prompts = hide_padding(rows.token_ids, rows.mask)
 
     def _go_on(self) -> Tensor:
         """Choose every row's beams for the next token; return which candidates have ended."""
@@ -276,16 +262,15 @@ class _Batch:
 
     def _history(self) -> History:
         prompts = self._prompts.repeat_interleave(self._beams, dim=0)
-        width = prompts.shape[1]
-        begins = [
-            width - len(self._openings[row].prompt_ids)
+        lengths = [
+            len(self._openings[row].prompt_ids)
             for row in self._reading
             for _ in range(self._beams)
         ]
-        return History(
-            token_ids=torch.cat([prompts, self._tokens.flatten(0, 1)], dim=1),
-            begins=torch.tensor(begins, device=self._device)[:, None],
-            answers=torch.full((len(begins), 1), width, device=self._device),
+        return History.of_lengths(
+            torch.cat([prompts, self._tokens.flatten(0, 1)], dim=1),
+            prompts=lengths,
+            answers=[self._tokens.shape[2]] * len(lengths),
         )
 
 

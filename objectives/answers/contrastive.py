@@ -8,18 +8,18 @@ only as remote code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers.cache_utils import DynamicCache
 
+from objectives.answers.batches import batch_alike
 from objectives.answers.decode import Opening
 from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
-from objectives.answers.sampling import History, TokenChooser
+from objectives.answers.sampling import History, TokenChooser, hide_padding
 from objectives.models.base import BaseModel, cache_argument
 from objectives.models.memory import with_rows_that_fit
 from objectives.models.reading import attending, pad_left
@@ -39,31 +39,18 @@ def decode_contrastively(
     Rows never influence each other beyond the rounding of floating point numbers. Candidates count
     as rows in `rows_per_batch`.
     """
+    prompts = [opening.prompt_ids for opening in openings]
+    candidates = [(opening.sampling.top_k,) for opening in openings]
 
     def decode_with(most_rows: int) -> list[tuple[int, ...]]:
         generated: dict[int, tuple[int, ...]] = {}
-        for numbers in _batches(openings, most_rows):
+        for numbers in batch_alike(prompts, candidates, most_rows):
             batch = [openings[number] for number in numbers]
             answers = _Batch(base, batch, router, endings).run()
             generated.update(zip(numbers, answers, strict=True))
         return [generated[number] for number in range(len(openings))]
 
     return with_rows_that_fit(base.model, rows_per_batch, decode_with) if openings else []
-
-
-def _batches(openings: Sequence[Opening], most_rows: int) -> Iterator[list[int]]:
-    """Yield the numbers of rows with equally many candidates, longest prompts first."""
-
-    def candidates(number: int) -> int:
-        return openings[number].sampling.top_k
-
-    order = sorted(
-        range(len(openings)), key=lambda n: (candidates(n), -len(openings[n].prompt_ids), n)
-    )
-    for top_k, alike in groupby(order, key=candidates):
-        numbers, size = list(alike), max(1, most_rows // top_k)
-        for start in range(0, len(numbers), size):
-            yield numbers[start : start + size]
 
 
 class _Batch:
@@ -108,10 +95,7 @@ class _Batch:
         self._hidden = normalize(output.hidden_states[-1].float(), dim=-1)
         self._mask = rows.mask
         self._positions = rows.positions[:, -1:]
-        own = torch.tensor(
-            [[opening.prompt_ids[0]] for opening in self._openings], device=self._base.device
-        )
-        self._history = rows.token_ids.where(rows.mask.bool(), own)
+        self._history = hide_padding(rows.token_ids, rows.mask)
 
     def _take_a_token(self) -> None:
         """Read every row's candidates and keep the best."""
@@ -119,7 +103,12 @@ class _Batch:
         samplings = [self._openings[row].sampling for row in self._reading]
         alpha = torch.tensor([[s.penalty_alpha] for s in samplings], device=self._base.device)
         chooser = TokenChooser(samplings, self._base.device, ends=self._base.end_ids)
-        scores = chooser.score(self._logits, self._read_history())
+        history = History.of_lengths(
+            self._history,
+            prompts=[len(self._openings[row].prompt_ids) for row in self._reading],
+            answers=[len(self._generated[row]) for row in self._reading],
+        )
+        scores = chooser.score(self._logits, history)
         shares, candidates = scores.softmax(dim=-1).topk(top_k, dim=-1)
         logits, hidden = self._read(candidates)
         likeness = torch.einsum("rkh,rth->rkt", hidden, self._hidden)
@@ -159,16 +148,6 @@ class _Batch:
             )
         hidden = normalize(output.hidden_states[-1][:, -1].float(), dim=-1)
         return output.logits[:, -1], hidden.reshape(-1, top_k, hidden.shape[-1])
-
-    def _read_history(self) -> History:
-        columns = self._history.shape[1]
-        answers = [columns - len(self._generated[row]) for row in self._reading]
-        begins = [
-            answer - len(self._openings[row].prompt_ids)
-            for answer, row in zip(answers, self._reading, strict=True)
-        ]
-        both = torch.tensor([begins, answers], device=self._base.device)[..., None]
-        return History(token_ids=self._history, begins=both[0], answers=both[1])
 
     def _drop_finished(self) -> None:
         kept = [

@@ -23,7 +23,7 @@ from objectives.answers.cache import (
 )
 from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
-from objectives.answers.sampling import History, TokenChooser
+from objectives.answers.sampling import History, TokenChooser, hide_padding
 from objectives.models.base import BaseModel, cache_argument
 from objectives.models.blocks import Entries
 from objectives.models.memory import with_rows_that_fit
@@ -145,7 +145,8 @@ class _Reader:
         self.generated: list[list[int]] = [[] for _ in openings]
         self._is_over = [False] * len(openings)
         self._uniforms = _stack(openings, [opening.uniforms for opening in openings])
-        self._chances = _stack(openings, [opening.chances for opening in openings])
+        chances = [opening.chances for opening in openings]
+        self._chances = _stack(openings, chances) if any(map(len, chances)) else None
         # Mirostat begins at twice the surprise it aims at.
         self._surprise_limits = torch.tensor(
             [2 * opening.sampling.mirostat_tau for opening in openings], device=base.device
@@ -200,8 +201,7 @@ class _Reader:
         self._mask = padded.mask * (columns < width - rejected)
         self._positions = padded.positions[:, -1:] - rejected
         # What is hidden is no history; each row repeats a token of its own there.
-        own = torch.tensor([[row[0]] for row in rows], device=self._base.device)
-        self._history = padded.token_ids.where(self._mask.bool(), own)
+        self._history = hide_padding(padded.token_ids, self._mask)
 
         place_of = {begin: place for place, begin in enumerate(distinct)}
         places = [place_of[begin] for begin in begins]
@@ -319,10 +319,12 @@ class _Reader:
         # A finished row may have used up its numbers; what it draws is not used.
         last = self._uniforms.shape[1] - 1
         steps = [min(len(self.generated[row]), last) for row in self._reading]
-        uniforms, chances = (
-            torch.from_numpy(numbers[self._reading, steps]).to(self._base.device)
-            for numbers in (self._uniforms, self._chances)
-        )
+
+        def look_up(numbers: NDArray[np.float32]) -> Tensor:
+            return torch.from_numpy(numbers[self._reading, steps]).to(self._base.device)
+
+        uniforms = look_up(self._uniforms)
+        chances = None if self._chances is None else look_up(self._chances)
         rows = torch.tensor(self._reading, device=self._base.device)
         limits = self._surprise_limits[rows]
         history = self._read_history()
@@ -338,15 +340,10 @@ class _Reader:
 
     def _read_history(self) -> History:
         """Return what the rows have read; a finished row's answer may seem to begin later."""
-        columns = self._history.shape[1]
-        answers = [columns - len(self.generated[row]) for row in self._reading]
-        begins = [
-            answer - len(self._openings[row].prompt_ids)
-            for answer, row in zip(answers, self._reading, strict=True)
-        ]
-        begins_and_answers = torch.tensor([begins, answers], device=self._base.device)[..., None]
-        return History(
-            token_ids=self._history, begins=begins_and_answers[0], answers=begins_and_answers[1]
+        return History.of_lengths(
+            self._history,
+            prompts=[len(self._openings[row].prompt_ids) for row in self._reading],
+            answers=[len(self.generated[row]) for row in self._reading],
         )
 
 

@@ -49,6 +49,20 @@ class History:
     begins: Tensor
     answers: Tensor
 
+    @classmethod
+    def of_lengths(
+        cls, token_ids: Tensor, *, prompts: Sequence[int], answers: Sequence[int]
+    ) -> History:
+        """Return the history of rows whose prompts and answers have these many tokens."""
+        columns = token_ids.shape[1]
+        begins = [
+            columns - answer - prompt for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        both = torch.tensor(
+            [begins, [columns - answer for answer in answers]], device=token_ids.device
+        )
+        return cls(token_ids=token_ids, begins=both[0, :, None], answers=both[1, :, None])
+
     def of(self, rows: Tensor) -> History:
         """Return the history of these rows."""
         return History(
@@ -61,6 +75,12 @@ class History:
         columns = torch.arange(self.token_ids.shape[1], device=self.token_ids.device)
         is_prompt = (columns >= self.begins) & (columns < self.answers)
         return self.token_ids.where(is_prompt, self.token_ids.gather(1, self.begins))
+
+
+def hide_padding(token_ids: Tensor, mask: Tensor) -> Tensor:
+    """Return rows (rows, columns) with their first own token wherever the mask is 0."""
+    first = token_ids.gather(1, mask.int().argmax(dim=1, keepdim=True))
+    return token_ids.where(mask.bool(), first)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
