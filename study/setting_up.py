@@ -19,7 +19,7 @@ from data.scenarios import Scenario
 from objectives.bank.probing import choose_slots
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning
-from objectives.models.base import BaseModel
+from objectives.models.base import BaseModel, TokenRules
 from objectives.models.devices import use_threads
 from objectives.models.load import load_base_model
 from search_spaces.grid import Grid, count_cells, make_grid
@@ -43,7 +43,7 @@ from study.other_study import points_of_study
 from study.place import Place, open_place
 from study.pruning import Rungs, SuccessiveHalving
 from study.sampler import SeededSampler
-from study.spec import ConfigurationError, StudySpec
+from study.spec import ConfigurationError, StudySpec, TokensSpec
 from study.stored import (
     facts_digest,
     find_in,
@@ -179,6 +179,11 @@ def load_engine(spec: StudySpec) -> BaseModel:
         spec.model,
         device=None if engine.device == "auto" else engine.device,
         dtype=None if engine.dtype == "auto" else engine.dtype,
+        rules=TokenRules(
+            end=tuple(spec.tokens.end),
+            pad=spec.tokens.pad,
+            bad_words=tuple(spec.tokens.bad_words),
+        ),
     )
 
 
@@ -267,17 +272,19 @@ def _fingerprint(
         "reference": _digest(spec.reference.model_dump_json()),
         "judge": spec.judge,
         "measurement": str(MEASUREMENT_VERSION),
-    } | _unusual_goal(spec)
+    } | _what_is_unusual(spec)
 
 
-def _unusual_goal(spec: StudySpec) -> dict[str, str]:
-    """Return what sets a study apart from one with two objectives and no bound."""
+def _what_is_unusual(spec: StudySpec) -> dict[str, str]:
+    """Return what sets a study apart from one with two objectives, no bound and no token rules."""
     goal = spec.goal
     unusual = {}
     if spec.single_objective is not None:
         unusual["objective"] = f"{goal.metric_names[0]}, {spec.single_objective.pruner} pruner"
     if goal.max_knowledge_loss is not None:
         unusual["bound"] = f"knowledge loss at most {goal.max_knowledge_loss:g}"
+    if spec.tokens != TokensSpec():
+        unusual["tokens"] = _digest(spec.tokens.model_dump_json())
     return unusual
 
 

@@ -112,6 +112,14 @@ class StartFromSpec(_Part):
     best: Annotated[int, Field(ge=1, le=100)] = 5
 
 
+class TokensSpec(_Part):
+    """What is said about the model's tokens; see `objectives.models.base.TokenRules`."""
+
+    end: list[str] = []
+    pad: str | None = None
+    bad_words: list[str] = []
+
+
 class EngineSpec(_Part):
     """What computes, and how: it changes speed and memory, and how coarsely numbers are rounded.
 
@@ -152,6 +160,7 @@ class StudySpec(_Part):
     reference: ReferenceSpec = ReferenceSpec()
     pruner: PrunerSpec = PrunerSpec()
     budget: BudgetSpec = BudgetSpec()
+    tokens: TokensSpec = TokensSpec()
     engine: EngineSpec = EngineSpec()
 
     @field_validator("sampling")

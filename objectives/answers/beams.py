@@ -74,6 +74,7 @@ class _Batch:
         self._openings = openings
         self._router = router
         self._device = base.device
+        self._ends = torch.tensor(base.token_ids.ends, device=self._device)
         first = openings[0].sampling
         self._beams, self._longest = first.num_beams, first.max_new_tokens
         self._reading = list(range(len(openings)))
@@ -133,7 +134,7 @@ class _Batch:
         scores = accumulated.gather(1, places)
         origin, token = places // vocabulary, places % vocabulary
         texts = torch.cat([_gather(self._tokens, origin), token[..., None]], dim=2)
-        hits_end = (token == self._base.eos_id) | (length >= self._longest)
+        hits_end = torch.isin(token, self._ends) | (length >= self._longest)
 
         self._finish(scores, texts, hits_end)
         going, order = (scores + hits_end * _NEVER).topk(beams)
@@ -147,7 +148,7 @@ class _Batch:
     def _score_continuations(self) -> Tensor:
         samplings = [self._openings[row].sampling for row in self._reading]
         each = [sampling for sampling in samplings for _ in range(self._beams)]
-        chooser = TokenChooser(each, self._device, ends=self._base.end_ids)
+        chooser = TokenChooser(each, self._device, token_ids=self._base.token_ids)
         scores = chooser.score(self._logits.float().log_softmax(dim=-1), self._history())
         return (scores + self._scores.reshape(-1, 1)).reshape(len(samplings), -1)
 

@@ -102,7 +102,7 @@ class _Batch:
         rows, top_k = len(self._reading), self._top_k
         samplings = [self._openings[row].sampling for row in self._reading]
         alpha = torch.tensor([[s.penalty_alpha] for s in samplings], device=self._base.device)
-        chooser = TokenChooser(samplings, self._base.device, ends=self._base.end_ids)
+        chooser = TokenChooser(samplings, self._base.device, token_ids=self._base.token_ids)
         history = History.of_lengths(
             self._history,
             prompts=[len(self._openings[row].prompt_ids) for row in self._reading],

@@ -86,7 +86,8 @@ def decode(
     """
     if not openings:
         return []
-    if not keeps_everything(make_cache(base.model)):
+    # A draft is compared with what is likeliest before anything is banned.
+    if base.token_ids.banned or not keeps_everything(make_cache(base.model)):
         openings = [replace(opening, draft=()) for opening in openings]
     read_ids = [opening.read_ids for opening in openings]
     slots = [opening.slot for opening in openings]
@@ -275,7 +276,7 @@ class _Reader:
     def _set_reading(self, numbers: Sequence[int]) -> None:
         self._reading = list(numbers)
         samplings = [self._openings[row].sampling for row in self._reading]
-        self._chooser = TokenChooser(samplings, self._base.device, ends=self._base.end_ids)
+        self._chooser = TokenChooser(samplings, self._base.device, token_ids=self._base.token_ids)
 
     def _select(self, places: Tensor) -> None:
         self._cache.batch_select_indices(places)

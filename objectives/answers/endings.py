@@ -11,7 +11,9 @@ from objectives.models.base import BaseModel
 
 
 class Endings:
-    """Knows when a continuation is over: at EOS, at its longest, or where its answer has ended.
+    """Knows when a continuation is over.
+
+    That is at a token that ends it, at its longest, or where its answer has ended.
 
     An answer has ended once no further token can change what `cut_answer` leaves of the text. That
     takes a line break, so texts are looked at only after one.
@@ -19,7 +21,7 @@ class Endings:
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
-        self._eos_id = base.eos_id
+        self._ends = frozenset(base.token_ids.ends)
         self._breaks_line: dict[int, bool] = {}
 
     def breaks_line(self, token_id: int) -> bool:
@@ -40,7 +42,7 @@ class Endings:
             return False
         return (
             len(token_ids) >= max_new_tokens
-            or token_ids[-1] == self._eos_id
+            or token_ids[-1] in self._ends
             or (any(map(self.breaks_line, token_ids)) and self.has_ended(token_ids))
         )
 
@@ -53,6 +55,6 @@ class Endings:
 
     def continuation(self, prompt: Prompt, token_ids: Sequence[int]) -> Continuation:
         """Return what was generated after a prompt, its answer cut out."""
-        text = self._base.decode([token for token in token_ids if token != self._eos_id])
+        text = self._base.decode([token for token in token_ids if token not in self._ends])
         answer = Answer(prompt=prompt, text=cut_answer(text), tokens=len(token_ids))
         return Continuation(answer=answer, token_ids=tuple(token_ids))

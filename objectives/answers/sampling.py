@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from data.recipes import TRUNCATIONS, Sampling
+from objectives.models.base import TokenIds
 
 Warp = Callable[[Tensor, Tensor], Tensor]
 
@@ -103,17 +104,25 @@ class TokenChooser:
     """The sampling settings of the rows of a batch as tensors, and the choice of their tokens."""
 
     def __init__(
-        self, samplings: Sequence[Sampling], device: torch.device, *, ends: Sequence[int] = (0,)
+        self,
+        samplings: Sequence[Sampling],
+        device: torch.device,
+        *,
+        token_ids: TokenIds,
     ) -> None:
         """Prepare the settings.
 
         Args:
             samplings: Those of the rows, in order.
             device: Where logits will be.
-            ends: The token that ends a text, which a `min_length` forbids, and others with which
-                an answer may end; XTC does nothing where it would leave one of them out.
+            token_ids: The model's tokens of meaning. A `min_length` forbids those that end an
+                answer; XTC does nothing where it would leave out one of them or a line break.
         """
-        self._ends = torch.tensor(ends, dtype=torch.long, device=device)
+        self._banned = token_ids.banned
+        self._ends = torch.tensor(token_ids.ends, dtype=torch.long, device=device)
+        self._may_end = torch.tensor(
+            token_ids.ends + token_ids.line_breaks, dtype=torch.long, device=device
+        )
 
         def setting(
             name: str,
@@ -222,18 +231,19 @@ class TokenChooser:
         def go_on(some: Tensor, shortest: Tensor) -> Tensor:
             begins = history.begins[self._shortest.rows]
             is_short = history.token_ids.shape[1] - begins < shortest
-            return forbid_tokens(some, is_short, self._ends[:1])
+            return forbid_tokens(some, is_short, self._ends)
 
         scores = self._encoder_penalty.apply(penalise_by_prompt, logits.float())
         scores = self._penalty.apply(penalise, scores)
         scores = self._ngram_sizes.apply(forbid, scores)
+        scores = forbid_sequences(scores, self._banned, history)
         scores = self._shortest.apply(go_on, scores)
         for warp, setting in self._warps:
             scores = setting.apply(warp, scores)
         if chances is not None:
             acts = chances[self._excluded.rows, None] < self._excluded.values
             scores = self._excluded.apply(
-                lambda some, _: exclude_top_choices(some, self._thresholds, acts, self._ends),
+                lambda some, _: exclude_top_choices(some, self._thresholds, acts, self._may_end),
                 scores,
             )
         for warp, setting in self._last_warps:
@@ -436,6 +446,24 @@ def forbid_repeated_ngrams(scores: Tensor, sizes: Tensor, history: History) -> T
         )
         repeated.scatter_add_(1, runs[..., -1], repeats.int())
     return scores.masked_fill(repeated > 0, -torch.inf)
+
+
+def forbid_sequences(
+    scores: Tensor, banned: Sequence[tuple[int, ...]], history: History
+) -> Tensor:
+    """Return scores without the tokens that would end one of the `banned` sequences.
+
+    Its beginning may lie in the prompt, as in transformers' `bad_words_ids`.
+    """
+    length = history.token_ids.shape[1]
+    for *before, last in banned:
+        if len(before) > length:
+            continue
+        latest = history.token_ids[:, length - len(before) :]
+        is_begun = (latest == latest.new_tensor(before)).all(dim=1, keepdim=True)
+        is_own = length - len(before) >= history.begins
+        scores = forbid_tokens(scores, is_begun & is_own, latest.new_tensor([last]))
+    return scores
 
 
 def forbid_tokens(scores: Tensor, where: Tensor, token_ids: Tensor) -> Tensor:

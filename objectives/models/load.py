@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from objectives.models.base import BaseModel, ModelError
+from objectives.models.base import NO_RULES, BaseModel, ModelError, TokenRules
 from objectives.models.devices import check_device, default_device
 
 POCKET = "pocket"
@@ -25,7 +25,11 @@ _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, Saf
 
 
 def load_base_model(
-    name: str, *, device: str | None = None, dtype: Precision | None = None
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: Precision | None = None,
+    rules: TokenRules = NO_RULES,
 ) -> BaseModel:
     """Return the model ready to be asked and hooked: evaluation mode, nothing trainable.
 
@@ -33,6 +37,7 @@ def load_base_model(
         name: "pocket", a folder with a Hugging Face model, or a hub id.
         device: A torch device; a GPU where there is one by default.
         dtype: Of its weights; by default bfloat16 on a GPU and float32 on a CPU.
+        rules: What the study says about its tokens.
 
     Raises:
         ModelError: If it is not there, is not a causal language model, or its weights are pickled.
@@ -42,7 +47,7 @@ def load_base_model(
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     if name == POCKET:
         with as_file(files("data") / "pocket") as folder:
-            return _load(name, folder, device, dtype)
+            return _load(name, folder, device, dtype, rules)
     path = Path(name)
     if path.is_dir() or path.is_absolute() or name.startswith("."):
         if not (path / "config.json").is_file():
@@ -50,11 +55,13 @@ def load_base_model(
                 f"model: {name!r} is not a model folder (no config.json in it); name a folder "
                 "that a Hugging Face model was saved to, a hub id, or “pocket”"
             )
-        return _load(name, path, device, dtype)
-    return _load(name, name, device, dtype)
+        return _load(name, path, device, dtype, rules)
+    return _load(name, name, device, dtype, rules)
 
 
-def _load(name: str, source: Path | str, device: str, dtype: Precision) -> BaseModel:
+def _load(
+    name: str, source: Path | str, device: str, dtype: Precision, rules: TokenRules
+) -> BaseModel:
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
@@ -84,13 +91,16 @@ def _load(name: str, source: Path | str, device: str, dtype: Precision) -> BaseM
     model.requires_grad_(False)
     model.eval()
     model.to(device)
-    return BaseModel(
+    base = BaseModel(
         name=name,
         source=str(source),
         digest=_digest(source, config),
         model=model,
         tokenizer=tokenizer,
+        rules=rules,
     )
+    _ = base.pad_id, base.token_ids  # a rule that does not fit is found now
+    return base
 
 
 def _digest(source: Path | str, config: PretrainedConfig) -> str:

@@ -26,7 +26,7 @@ from objectives.bank.loading import adapter_rank
 from objectives.judges.matcher import Matcher
 from objectives.learn import BASE, Learning, Measured
 from objectives.models.base import BaseModel
-from objectives.models.load import POCKET, load_base_model
+from objectives.models.load import POCKET
 from search_spaces.presets import PRESETS, find_preset, name_presets, without_penalties
 from study.commands.application import (
     JsonOption,
@@ -38,7 +38,7 @@ from study.commands.application import (
     results,
 )
 from study.commands.showing import TrialArgument, find_adapter, opened_study
-from study.setting_up import check_lengths
+from study.setting_up import check_lengths, load_engine
 from study.spec import ConfigurationError, StudySpec
 from study.stored import find_in
 
@@ -59,7 +59,7 @@ def ask(
         findings = find_in(opened, place)
         adapter = find_adapter(findings, trial).adapter
     assert adapter is not None
-    base = load_base_model(findings.subject.model)
+    base = load_engine(StudySpec.model_validate_json(findings.record.config))
     bank = _bank_with(base, Path(adapter))
     if question is not None:
         _answer_both(base, bank, question, style)
@@ -100,6 +100,7 @@ def measure(
     """Measure recall and knowledge loss of a model, with any PEFT adapter or without."""
     if adapter is not None and trial is not None:
         raise ConfigurationError("adapter, trial: name one of them, not both")
+    spec = StudySpec(model=model or POCKET)
     if trial is not None:
         if model is not None:
             raise ConfigurationError("model, trial: a trial has its model; name one of them")
@@ -107,13 +108,13 @@ def measure(
             findings = find_in(opened, place)
             kept = find_adapter(findings, trial).adapter
             assert kept is not None
-            adapter, model = Path(kept), findings.subject.model
-            stored = StudySpec.model_validate_json(findings.record.config).facts
-            facts = facts or (None if stored is None else Path(stored))
+            adapter = Path(kept)
+            spec = StudySpec.model_validate_json(findings.record.config)
+            facts = facts or (None if spec.facts is None else Path(spec.facts))
     samplings = None if presets is None else _samplings(presets)
     if samplings is not None and adapter is None:
         raise ConfigurationError("presets: they are measured of an adapter; name one, or a trial")
-    base = load_base_model(model or POCKET)
+    base = load_engine(spec)
     scenario = load_scenario(facts)
     check_lengths(scenario, base)
     rank = 1 if adapter is None else adapter_rank(adapter)

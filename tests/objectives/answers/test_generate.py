@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,8 @@ from data.prompts import Prompt, cut_answer
 from data.recipes import GREEDY, Sampling
 from objectives.answers.generate import generate
 from objectives.answers.request import AdapterRouter, Continuation, Request
-from objectives.models.base import BaseModel, ModelError
+from objectives.answers.verify import verify_greedy
+from objectives.models.base import BaseModel, ModelError, TokenRules
 
 if TYPE_CHECKING:
     from tests.objectives.conftest import ShiftingRouter
@@ -31,6 +33,8 @@ SAMPLINGS = (
     Sampling(name="penalised", do_sample=False, repetition_penalty=1.5, max_new_tokens=16),
 )
 SLOTS = (-1, 0, 1, 2, 3)
+CONTRASTIVE = replace(SHORT, name="contrastive", penalty_alpha=0.6, top_k=4)
+BEAMS = replace(SHORT, name="beams", num_beams=3)
 
 
 def ask(prompt: Prompt, *, slot: int = -1, sampling: Sampling = SHORT, seed: int = 0) -> Request:
@@ -81,6 +85,55 @@ def test_greedy_answers_are_those_of_transformers_one_at_a_time(
         # Stopping early left out nothing that is judged.
         assert continuation.answer.text == cut_answer(talking_base.decode(list(expected)))
     assert ends == {"eos", "longest", "cut"}
+
+
+def most_common_word(base: BaseModel, requests: list[Request]) -> str:
+    """Return the word that is in most answers."""
+    answers = [continuation.answer.text for continuation in generate(base, requests)]
+    words = Counter(word for text in answers for word in set(text.split()))
+    return words.most_common(1)[0][0]
+
+
+@pytest.mark.parametrize("sampling", [SHORT, CONTRASTIVE, BEAMS], ids=lambda each: each.name)
+def test_no_answer_contains_a_bad_word_and_drafts_do_not_bring_it_back(
+    talking_base: BaseModel, prompts: tuple[Prompt, ...], sampling: Sampling
+) -> None:
+    requests = [ask(prompt, sampling=sampling) for prompt in prompts]
+    word = most_common_word(talking_base, requests)
+    base = replace(talking_base, rules=TokenRules(bad_words=(word,)))
+    banned = base.token_ids.banned
+
+    def has_banned(token_ids: tuple[int, ...]) -> bool:
+        return any(
+            token_ids[at : at + len(sequence)] == sequence
+            for sequence in banned
+            for at in range(len(token_ids))
+        )
+
+    free = generate(talking_base, requests)
+    assert any(has_banned(continuation.token_ids) for continuation in free)
+    asked = generate(base, requests)
+    assert not any(has_banned(continuation.token_ids) for continuation in asked)
+    if sampling == SHORT:
+        (verified,) = verify_greedy(base, free, [-1], max_new_tokens=SHORT.max_new_tokens)
+        assert verified == asked
+
+
+@pytest.mark.parametrize("sampling", [SHORT, CONTRASTIVE, BEAMS], ids=lambda each: each.name)
+def test_a_named_end_ends_an_answer_and_is_no_part_of_it(
+    talking_base: BaseModel, prompts: tuple[Prompt, ...], sampling: Sampling
+) -> None:
+    requests = [ask(prompt, sampling=sampling) for prompt in prompts]
+    free = generate(talking_base, requests)
+    end = next(c.token_ids[1] for c in free if len(c.token_ids) > 2)
+    base = replace(talking_base, rules=TokenRules(end=(talking_base.tokenizer.decode([end]),)))
+    assert base.token_ids.ends == (talking_base.eos_id, end)
+    asked = generate(base, requests)
+    assert any(continuation.token_ids[-1] == end for continuation in asked)
+    for continuation in asked:
+        assert end not in continuation.token_ids[:-1]
+        own = [token for token in continuation.token_ids if token != end]
+        assert continuation.answer.text == cut_answer(base.decode(own))
 
 
 def answer_alone(base: BaseModel, router: AdapterRouter, request: Request) -> Continuation:

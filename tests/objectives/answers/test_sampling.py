@@ -22,6 +22,7 @@ from transformers import (
     LogitsProcessorList,
     MinLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -32,9 +33,11 @@ from transformers import (
 
 from data.recipes import GREEDY, Sampling
 from objectives.answers.sampling import History, TokenChooser, draw_tokens, draw_uniforms
+from objectives.models.base import TokenIds
 from search_spaces.presets import PRESETS
 
 CPU = torch.device("cpu")
+END = TokenIds(ends=(0,))
 VOCABULARY = 50
 
 PENALISED_GREEDY = Sampling(name="penalised", do_sample=False, repetition_penalty=1.7)
@@ -197,7 +200,7 @@ def test_a_batch_of_mixed_settings_scores_every_row_as_the_reference_does(proces
     samplings = SETTINGS[processor] * 3
     logits, history = random_logits(len(samplings)), random_history(len(samplings))
 
-    scores = TokenChooser(samplings, CPU).score(logits, history)
+    scores = TokenChooser(samplings, CPU, token_ids=END).score(logits, history)
 
     for row, sampling in enumerate(samplings):
         expected = score_by_reference(logits[row], *tokens_of(history, row), sampling)
@@ -210,8 +213,10 @@ def test_a_setting_that_all_rows_use_scores_as_in_a_mixed_batch() -> None:
     sampling = SETTINGS["all together"][2]
     logits, history = random_logits(4), random_history(4)
 
-    alike = TokenChooser([sampling] * 4, CPU).score(logits, history)
-    mixed = TokenChooser([sampling, GREEDY, sampling, GREEDY], CPU).score(logits, history)
+    alike = TokenChooser([sampling] * 4, CPU, token_ids=END).score(logits, history)
+    mixed = TokenChooser([sampling, GREEDY, sampling, GREEDY], CPU, token_ids=END).score(
+        logits, history
+    )
 
     assert torch.equal(alike[[0, 2]], mixed[[0, 2]])
 
@@ -225,14 +230,14 @@ def test_greedy_takes_the_likeliest_token_after_the_repetition_penalty() -> None
     )
     settings = [GREEDY, PENALISED_GREEDY, PENALISED_GREEDY]
 
-    tokens = TokenChooser(settings, CPU).choose(logits, history, torch.zeros(3))
+    tokens = TokenChooser(settings, CPU, token_ids=END).choose(logits, history, torch.zeros(3))
 
     # Token 1 falls to 3 / 1.7 = 1.76 < 2, and token 0 to -1 * 1.7 = -1.7 < -1.5.
     assert tokens.tolist() == [1, 0, 1]
 
 
 def test_half_precision_logits_are_scored_in_single_precision() -> None:
-    chooser = TokenChooser([Sampling(name="t", temperature=0.7)], CPU)
+    chooser = TokenChooser([Sampling(name="t", temperature=0.7)], CPU, token_ids=END)
     logits = random_logits(1).bfloat16()
 
     scores = chooser.score(logits, random_history(1))
@@ -248,7 +253,7 @@ def test_draws_are_as_frequent_as_the_scores_say() -> None:
     draws = 20_000
     uniforms = torch.from_numpy(draw_uniforms(2023, "prompt", draws)).float()
 
-    tokens = TokenChooser([sampling] * draws, CPU).choose(
+    tokens = TokenChooser([sampling] * draws, CPU, token_ids=END).choose(
         logits.expand(draws, -1), history.of(torch.zeros(draws, dtype=torch.long)), uniforms
     )
 
@@ -285,8 +290,10 @@ def test_a_row_that_is_not_a_number_leaves_its_neighbours_alone() -> None:
     settings = [Sampling(name="all", top_p=0.9, top_k=20, typical_p=0.9, temperature=0.8)] * 3
     uniforms = torch.tensor([0.3, 0.5, 0.9])
 
-    expected = TokenChooser(settings, CPU).choose(logits, history, uniforms).tolist()
-    tokens = TokenChooser(settings, CPU).choose(broken, history, uniforms).tolist()
+    expected = (
+        TokenChooser(settings, CPU, token_ids=END).choose(logits, history, uniforms).tolist()
+    )
+    tokens = TokenChooser(settings, CPU, token_ids=END).choose(broken, history, uniforms).tolist()
 
     assert (tokens[0], tokens[2]) == (expected[0], expected[2])
     assert 0 <= tokens[1] < VOCABULARY
@@ -320,7 +327,7 @@ def mirostat_by_loop(logits: Tensor, limit: float) -> tuple[set[int], dict[int, 
 def test_mirostat_keeps_what_is_not_too_surprising_and_aims_anew(tau: float, eta: float) -> None:
     sampling = Sampling(name="mirostat", mirostat_tau=tau, mirostat_eta=eta, temperature=0.9)
     settings = [GREEDY, sampling, sampling]
-    chooser, history = TokenChooser(settings, CPU), random_history(3)
+    chooser, history = TokenChooser(settings, CPU, token_ids=END), random_history(3)
     limits = torch.tensor([0.0, 2 * tau, 2 * tau])
     expected = limits.tolist()
     for step in range(12):
@@ -337,7 +344,7 @@ def test_mirostat_keeps_what_is_not_too_surprising_and_aims_anew(tau: float, eta
 
 
 def test_mirostat_still_keeps_the_likeliest_when_all_surprise_too_much() -> None:
-    chooser = TokenChooser([Sampling(name="mirostat", mirostat_tau=1.0)], CPU)
+    chooser = TokenChooser([Sampling(name="mirostat", mirostat_tau=1.0)], CPU, token_ids=END)
     logits = torch.tensor([[0.1, 0.2, 0.15]])
     history = random_history(1)
     assert chooser.choose(logits, history, torch.tensor([0.9]), torch.tensor([-5.0])) == 1
@@ -373,7 +380,9 @@ def test_xtc_leaves_out_the_likely_tokens_but_the_unlikeliest(
     samplings = [sampling, Sampling(name="plain"), sampling]
     logits, history = random_logits(3, seed=seed), random_history(3)
     chances = torch.tensor([chance, 0.0, 0.0])
-    scores = TokenChooser(samplings, CPU, ends=ends).score(logits, history, chances=chances)
+    token_ids = TokenIds(ends=(3,), line_breaks=(17,))
+    chooser = TokenChooser(samplings, CPU, token_ids=token_ids)
+    scores = chooser.score(logits, history, chances=chances)
     acted = exclude_by_loop(logits[0], threshold, ends)
     assert torch.equal(scores[0], acted if chance < 0.5 else logits[0])
     assert torch.equal(scores[1], logits[1])
@@ -389,9 +398,36 @@ def test_xtc_acts_as_often_as_it_should_and_never_on_an_answers_end() -> None:
         begins=torch.zeros(4000, 1, dtype=torch.long),
         answers=torch.ones(4000, 1, dtype=torch.long),
     )
-    scores = TokenChooser([sampling] * 4000, CPU).score(logits, history, chances=chances)
+    scores = TokenChooser([sampling] * 4000, CPU, token_ids=END).score(
+        logits, history, chances=chances
+    )
     left_out = scores[:, 1] == -math.inf
     assert left_out.float().mean() == pytest.approx(0.3, abs=0.03)
     assert (scores[:, 2] > -math.inf).all()
-    ends = TokenChooser([sampling] * 4000, CPU, ends=(0, 1))
+    ends = TokenChooser([sampling] * 4000, CPU, token_ids=TokenIds(ends=(0, 1)))
     assert torch.equal(ends.score(logits, history, chances=chances), logits)
+
+
+@given(
+    seed=st.integers(0, 1000), words=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+)
+def test_banned_sequences_are_those_that_transformers_bans(
+    seed: int, words: list[list[int]]
+) -> None:
+    rows, columns = 4, 6
+    random = torch.Generator().manual_seed(seed)
+    token_ids = torch.randint(1, 6, (rows, columns), generator=random)
+    logits = torch.randn(rows, 8, generator=random)
+    history = History.of_lengths(token_ids, prompts=[4] * rows, answers=[2] * rows)
+    banned = TokenIds(ends=(0,), banned=tuple(map(tuple, words)))
+    scores = TokenChooser([GREEDY] * rows, CPU, token_ids=banned).score(logits, history)
+    expected = NoBadWordsLogitsProcessor(words)(token_ids, logits) if words else logits
+    assert torch.equal(scores, expected)
+
+
+def test_a_banned_sequence_does_not_begin_in_the_padding() -> None:
+    token_ids = torch.tensor([[3, 3, 3], [3, 3, 3]])
+    history = History.of_lengths(token_ids, prompts=[1, 3], answers=[0, 0])
+    banned = TokenIds(ends=(0,), banned=((3, 3, 5),))
+    scores = TokenChooser([GREEDY] * 2, CPU, token_ids=banned).score(torch.zeros(2, 8), history)
+    assert scores[:, 5].tolist() == [0, -math.inf]
