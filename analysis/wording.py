@@ -107,7 +107,8 @@ def say_sampling(sampling: Sampling) -> str:
     for field in fields(Sampling):
         value = getattr(decisive, field.name)
         if field.name not in ("name", "do_sample") and value != field.default:
-            changed.append(f"{_say_field(field.name)} {value:.4g}")
+            said = _say_field(field.name)
+            changed.append(said if value is True else f"{said} {value:.4g}")
     return f"{name} ({', '.join(changed)})" if changed else name
 
 

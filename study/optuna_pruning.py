@@ -16,7 +16,8 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
 )
 
-from study.pruning import Decision, RungVector
+from study.pruning import Decision
+from study.rung_vectors import RungVector
 
 OptunaPrunerName = Literal[
     "median", "percentile", "successive_halving", "hyperband", "patient", "none"

@@ -13,40 +13,13 @@ reference box is this project's, and `benchmarks/SEARCH.md` shows what it brings
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from analysis.points import Reference
 from data.front import hypervolume_contributions, non_dominated
-from data.measurements import MEASUREMENT_VERSION
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RungVector:
-    """What a trial had reached when it had trained enough tokens for a rung.
-
-    Only vectors with an equal `stamp` are compared: it carries the version of the measurement and
-    the reference point.
-    """
-
-    rung: int
-    epoch: int
-    trained_tokens: int
-    recall: float
-    knowledge_loss: float
-    is_last: bool
-    stamp: str
-
-    def encode(self) -> str:
-        """Return the vector as JSON for a trial attribute."""
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def decode(text: str) -> RungVector:
-        """Return the vector that `encode` wrote."""
-        return RungVector(**json.loads(text))
+from study.rung_vectors import RungVector, is_inside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +55,14 @@ class Rungs:
 class SuccessiveHalving:
     """The pruner of a study with two objectives.
 
-    A rung with fewer than `minimum_entries` vectors does not decide, nor do fewer inside the box
-    decide among each other. Higher recall and lower knowledge loss are better; NaN or infinite
-    vectors are pruned at once.
+    Who is outside the reference box needs no others to be compared with. Fewer than
+    `minimum_entries` vectors inside it do not decide among each other. Higher recall and lower
+    knowledge loss are better; NaN or infinite vectors are pruned at once.
     """
 
     reference: Reference
     reduction: int = 3
-    minimum_entries: int = 4
+    minimum_entries: int = 8
 
     def decide(self, newcomer: RungVector, others: Sequence[RungVector]) -> Decision:
         """Return whether a trial goes on from a rung.
@@ -108,8 +81,6 @@ class SuccessiveHalving:
             and math.isfinite(other.knowledge_loss)
         ]
         at_rung = f"rung {newcomer.rung}, epoch {newcomer.epoch}"
-        if len(comparable) + 1 < self.minimum_entries:
-            return Decision(keep=True, reason=f"{at_rung}: too few trials to compare with")
         reached = f"(recall {newcomer.recall:.2f}, knowledge loss {newcomer.knowledge_loss:.2f})"
         if newcomer.knowledge_loss >= self.reference.knowledge_loss:
             return Decision(keep=False, reason=f"{at_rung}: loses too much {reached}")
@@ -163,35 +134,6 @@ class SuccessiveHalving:
             taken = set(front)
             left = [index for i, index in enumerate(left) if i not in taken]
         return order
-
-
-def is_inside(reference: Reference, recall: float, knowledge_loss: float) -> bool:
-    """Return whether both values beat the reference; never for NaN."""
-    return recall > reference.recall and knowledge_loss < reference.knowledge_loss
-
-
-def make_stamp(reference: Reference) -> str:
-    """Return what makes the vectors of two trials comparable."""
-    box = reference
-    return f"{MEASUREMENT_VERSION}/{box.recall:.6f}/{box.knowledge_loss:.6f}"
-
-
-def vectors_at_rung(rung: int, vectors: Mapping[int, Sequence[RungVector]]) -> list[RungVector]:
-    """Return one vector per trial at a rung.
-
-    A trial that finished with less work enters with its last vector.
-
-    Args:
-        rung: The rung.
-        vectors: All vectors of each trial, by its number.
-    """
-    found: list[RungVector] = []
-    for own in vectors.values():
-        here = [vector for vector in own if vector.rung == rung]
-        earlier = [vector for vector in own if vector.is_last and vector.rung < rung]
-        # A last vector may carry the number of a rung that it lies beyond.
-        found += sorted(here or earlier, key=lambda vector: vector.trained_tokens)[:1]
-    return found
 
 
 def _points(vectors: Sequence[RungVector]) -> list[tuple[float, float]]:

@@ -18,11 +18,13 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from analysis.points import Reference
 from search_spaces.grid import Grid
 from study.asked_trials import asked_index
+from study.sampler_view import view_of
 from study.seeds import derive_seed
 
-STARTUP_TRIALS = 12
+STARTUP_TRIALS = 8
 
 SamplerName = Literal["tpe", "gp", "nsga2", "qmc", "random", "grid"]
 
@@ -34,12 +36,21 @@ class SeededSampler(BaseSampler):
     random numbers again in every process, and then repeats its first points. This one depends on
     the study's seed and the trial's index among the asked ones only (and on what the method has
     seen so far).
+
+    With a `reference`, `tpe` learns from each trial's best point at a rung, as `view_of` has it.
     """
 
     def __init__(
-        self, study_seed: int, method: SamplerName = "tpe", *, grid: Grid | None = None
+        self,
+        study_seed: int,
+        method: SamplerName = "tpe",
+        *,
+        grid: Grid | None = None,
+        reference: Reference | None = None,
     ) -> None:
         """Choose the method; `grid` has the values of every setting, for `grid` alone.
+
+        A `reference` is for studies with two objectives.
 
         Raises:
             ValueError: If there is a grid for another method, or none for `grid`.
@@ -49,6 +60,7 @@ class SeededSampler(BaseSampler):
         self._study_seed = study_seed
         self._method = method
         self._grid = grid
+        self._reference = reference if method == "tpe" else None
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -63,7 +75,8 @@ class SeededSampler(BaseSampler):
         sampler = self._of(study, trial)
         # The groups that sampling goes by are found while inferring.
         sampler.infer_relative_search_space(study, trial)
-        return sampler.sample_relative(study, trial, search_space)
+        seen = study if self._reference is None else view_of(study, self._reference)
+        return sampler.sample_relative(seen, trial, search_space)
 
     def sample_independent(
         self,

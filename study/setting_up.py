@@ -9,6 +9,7 @@ from contextlib import closing
 
 import optuna
 
+from analysis.points import Reference
 from data.facts import Fact, FactsError
 from data.formats import epoch_documents, write_document
 from data.measurements import MEASUREMENT_VERSION
@@ -153,7 +154,7 @@ def run_study(
                 flat_trials=spec.flat_trials,
                 budget=Budget(**spec.budget.model_dump()),
             ),
-            study=_open_optuna_study(storage, spec, place.name, grid, first_points),
+            study=_open_optuna_study(storage, spec, place.name, grid, first_points, reference),
             storage=storage,
             learning=learning,
             recorder=recorder,
@@ -345,6 +346,7 @@ def _open_optuna_study(
     name: str,
     grid: Grid | None,
     first_points: Mapping[str, Mapping[str, Value]],
+    reference: Reference,
 ) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     single, goal = spec.single_objective, spec.goal
@@ -352,7 +354,9 @@ def _open_optuna_study(
         study_name=name,
         storage=storage,
         directions=goal.directions,
-        sampler=SeededSampler(spec.seed, spec.sampler, grid=grid),
+        sampler=SeededSampler(
+            spec.seed, spec.sampler, grid=grid, reference=None if goal.is_single else reference
+        ),
         # Optuna's pruners refuse studies with two objectives; those have ours.
         pruner=make_optuna_pruner(
             "none" if single is None else single.pruner,

@@ -86,7 +86,7 @@ class PrunerSpec(_Part):
     spacing: Annotated[float, Field(gt=1, le=10)] = 1.5
     inside_spacing: Annotated[float, Field(gt=1, le=10)] = 1.2
     reduction: Annotated[int, Field(ge=2, le=10)] = 3
-    minimum_entries: Annotated[int, Field(ge=2)] = 4
+    minimum_entries: Annotated[int, Field(ge=2)] = 8
 
 
 class SingleObjectiveSpec(_Part):

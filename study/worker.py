@@ -30,13 +30,13 @@ from study.budget import Budget, sum_sittings
 from study.free_points import FreePoints, FreePointsMode
 from study.goal import Goal
 from study.optuna_pruning import decide_by_optuna
-from study.pruning import (
-    Decision,
-    Rungs,
+from study.pruning import Decision, Rungs, SuccessiveHalving
+from study.rung_vectors import (
     RungVector,
-    SuccessiveHalving,
     is_inside,
     make_stamp,
+    store_vector,
+    stored_vectors,
     vectors_at_rung,
 )
 from study.seeds import SeedPurpose, derive_seed
@@ -44,7 +44,6 @@ from study.stopping import is_flat
 from study.watching import Effort, RunningTrial, Watcher
 
 LEASE_SECONDS = 120.0
-_RUNG_ATTRIBUTE = "remember:rung:"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -379,8 +378,7 @@ class Worker:
                 is_last=progress.finished,
                 stamp=make_stamp(self.settings.reference),
             )
-            name = f"{_RUNG_ATTRIBUTE}{'last' if vector.is_last else vector.rung}"
-            self.storage.set_trial_system_attr(occupant.trial._trial_id, name, vector.encode())
+            store_vector(occupant.trial, vector)
 
     def _decide(self, slot: int, measured: tuple[Measured, ...]) -> None:
         occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
@@ -492,11 +490,7 @@ class Worker:
     def _vectors(self) -> dict[int, list[RungVector]]:
         """Return the rung vectors of all trials that did not fail, by trial."""
         return {
-            frozen.number: [
-                RungVector.decode(value)
-                for key, value in frozen.system_attrs.items()
-                if key.startswith(_RUNG_ATTRIBUTE)
-            ]
+            frozen.number: stored_vectors(frozen)
             for frozen in self.study.get_trials(deepcopy=False)
             if frozen.state != TrialState.FAIL
         }

@@ -18,12 +18,12 @@ from data.recipes import GREEDY
 from search_spaces.settings import Value
 from study.asked_trials import MEASURED_FROM
 from study.free_points import FreePointsMode
-from study.pruning import (
-    Rungs,
+from study.pruning import Rungs, SuccessiveHalving
+from study.rung_vectors import (
     RungVector,
-    SuccessiveHalving,
     is_inside,
     make_stamp,
+    store_vector,
     vectors_at_rung,
 )
 from study.sampler import SamplerName, SeededSampler
@@ -49,7 +49,8 @@ class Method:
     the sampler chooses after how many epochs a trial ends; otherwise all go for the most.
     `counts_rungs`: what was seen of a trial on its way counts as found. `samples_all`: a finished
     adapter is asked under every sampling. `told`: which of those points Optuna hears of.
-    `starts`: a study's own starting points come first.
+    `starts`: a study's own starting points come first. `learns_from_best`: the sampler knows each
+    trial by its best point at a rung.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Method:
     samples_all: bool = False
     told: FreePointsMode = "none"
     starts: bool = False
+    learns_from_best: bool = False
 
 
 def search(
@@ -78,20 +80,27 @@ def search(
         starts: The points to try first, of a method that does.
     """
     study = optuna.create_study(
-        directions=["maximize", "minimize"], sampler=SeededSampler(seed, method.sampler)
+        directions=["maximize", "minimize"],
+        sampler=SeededSampler(
+            seed, method.sampler, reference=world.reference if method.learns_from_best else None
+        ),
     )
     for point in starts if method.starts else ():
         study.enqueue_trial(dict(point))
     ledger = Ledger(world)
     seen: dict[int, list[RungVector]] = {}
     endings: dict[Choice, TrialState] = {}
+    first: dict[Choice, int] = {}
     while not ledger.is_complete(budget) and ledger.asked < MOST_TRIALS:
         trial = study.ask()
         choice = world.suggest(trial, epochs=None if method.draws_epochs else world.last_epoch)
         if choice not in endings:
             endings[choice] = _run(method, study, trial, choice, seen, ledger)
             ledger.ended(endings[choice], world.cell(choice.row, choice.epochs))
+            first[choice] = trial.number
         # What was tried before is known and costs nothing.
+        for vector in seen[first[choice]]:
+            store_vector(trial, vector)
         chosen = world.cell(choice.row, choice.epochs, choice.sampling)
         if endings[choice] == TrialState.COMPLETE and chosen is not None:
             study.tell(trial, (chosen.recall, chosen.knowledge_loss))
@@ -298,7 +307,9 @@ def _ranks(points: Sequence[Vector]) -> list[int]:
     return ranks
 
 
-OURS = Method(name="ours", decide=halve_against_reference, looks_inside=True)
+OURS = Method(
+    name="ours", decide=halve_against_reference, looks_inside=True, learns_from_best=True
+)
 
 METHODS = (
     Method(name="random search", sampler="random", draws_epochs=True),
@@ -309,6 +320,7 @@ METHODS = (
     OURS,
     replace(OURS, name="ours, epochs drawn", draws_epochs=True),
     replace(OURS, name="ours, rungs alone", looks_inside=False),
+    replace(OURS, name="ours, told ends alone", learns_from_best=False),
     replace(OURS, name="ours, all samplings asked", samples_all=True),
     replace(OURS, name="ours, front told to TPE", told="front"),
     replace(OURS, name="ours, all told to TPE", told="all"),

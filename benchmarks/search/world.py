@@ -13,7 +13,7 @@ from benchmarks.search.grid_table import Cell, GridTable
 from data.front import hypervolume, non_dominated
 from data.recipes import GREEDY
 from search_spaces.settings import Value
-from study.pruning import is_inside
+from study.rung_vectors import is_inside
 
 RECALL_MARGIN, TOLERATED_LOSS = 0.05, 0.5  # the reference point of studies
 

@@ -9,7 +9,8 @@ import optuna
 import pytest
 
 from study.optuna_pruning import OptunaPrunerName, decide_by_optuna, make_optuna_pruner
-from study.pruning import Decision, RungVector
+from study.pruning import Decision
+from study.rung_vectors import RungVector
 
 
 def at_rung(rung: int) -> RungVector:

@@ -11,13 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.points import Reference
-from study.pruning import (
-    Rungs,
-    RungVector,
-    SuccessiveHalving,
-    make_stamp,
-    vectors_at_rung,
-)
+from study.pruning import Rungs, SuccessiveHalving
+from study.rung_vectors import RungVector, make_stamp, vectors_at_rung
 
 PRUNER = SuccessiveHalving(
     reference=Reference(recall=0.05, knowledge_loss=0.5),
@@ -48,8 +43,14 @@ def test_rung_k_is_reached_after_first_times_spacing_to_the_k_tokens(
     assert Rungs(first_rung_tokens=1000).rungs_reached(tokens) == rungs
 
 
-def test_a_rung_with_too_few_entries_does_not_decide() -> None:
-    assert PRUNER.decide(vector(0.0, 0.9), [vector(0.9, 0.0)]).keep
+def test_a_rung_with_too_few_entries_does_not_decide_among_those_inside_the_box() -> None:
+    assert PRUNER.decide(vector(0.1, 0.4), [vector(0.9, 0.0)]).keep
+
+
+def test_who_is_outside_the_box_needs_nobody_to_be_compared_with() -> None:
+    assert "loses too much" in PRUNER.decide(vector(0.9, 0.6), []).reason
+    assert PRUNER.decide(vector(0.0, 0.0), []).keep
+    assert "still not answer more" in PRUNER.decide(vector(0.0, 0.0, rung=1), []).reason
 
 
 def test_a_dominated_trial_is_pruned_at_the_first_deciding_rung() -> None:

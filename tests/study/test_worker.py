@@ -21,7 +21,8 @@ from storage.records import StudyRecord
 from study import worker as worker_module
 from study.budget import Budget
 from study.goal import Goal
-from study.pruning import Decision, RungVector, SuccessiveHalving
+from study.pruning import Decision, SuccessiveHalving
+from study.rung_vectors import RungVector
 from study.stopping import is_flat
 
 SitDown = Callable[..., AbstractContextManager[Any]]
