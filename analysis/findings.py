@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analysis.confirmation import (
+    Confirmation,
+    confirmation_of,
+    recall_on,
+    say_shrinkage,
+    yardstick_of,
+)
 from analysis.points import Point, Reference, front_points, recommend, study_points
 from analysis.verdict import Conclusion, Subject, conclude
 from analysis.wording import say_estimate
@@ -36,6 +43,30 @@ class Findings:
         return self.record.base.measurement if self.record.base else None
 
     @property
+    def members_to_confirm(self) -> tuple[Point, ...]:
+        """Return the recommended member and the best with and without rehearsal: at most 3."""
+        candidates = (
+            self.recommended,
+            recommend(self.front_with_rehearsal),
+            recommend(self.front_without_rehearsal),
+        )
+        members = {(p.trial, p.epoch, p.sampling): p for p in candidates if p is not None}
+        return tuple(members.values())
+
+    def confirmation_of(self, point: Point) -> Confirmation:
+        """Return what became of a point's recipe under fresh seeds."""
+        return confirmation_of(self.record, point)
+
+    def are_repeated(self, seeds: int) -> bool:
+        """Return whether every member to confirm was trained with so many fresh seeds."""
+        return all(self.confirmation_of(point).seeds >= seeds for point in self.members_to_confirm)
+
+    @property
+    def yardstick(self) -> Confirmation:
+        """Return what the webui's recipe of June 2023 came to; of no seeds if it was not tried."""
+        return yardstick_of(self.record)
+
+    @property
     def asked_apart(self) -> Measurement | None:
         """Return the recommended member's measurement with the most phrasings.
 
@@ -58,11 +89,7 @@ class Findings:
     @property
     def kept_aside(self) -> Estimate:
         """Return the recommended member's recall on the test wordings, which no search used."""
-        parts = self.asked_apart.recall_parts if self.asked_apart else ()
-        return next(
-            (part.recall for part in parts if (part.phrasing, part.style) == ("test", None)),
-            NOT_MEASURED,
-        )
+        return recall_on(self.asked_apart, "test") if self.asked_apart else NOT_MEASURED
 
     @property
     def kept_aside_sentence(self) -> str:
@@ -74,10 +101,14 @@ class Findings:
             return (
                 f"{chosen} and was not asked anything new since; its figures flatter it a little."
             )
-        return (
+        asked = (
             f"{chosen}; asked afterwards with wordings that the search never used, it answers "
-            f"{say_estimate(self.kept_aside)} right. It was not trained again with fresh seeds."
+            f"{say_estimate(self.kept_aside)} right."
         )
+        confirmation = self.confirmation_of(self.recommended)
+        if not confirmation.seeds:
+            return f"{asked} It was not trained again with fresh seeds."
+        return f"{asked} {say_shrinkage(self.recommended, confirmation)}"
 
     def trials_in(self, state: str) -> tuple[TrialRecord, ...]:
         """Return the trials that are in a state, in order of their numbers."""
@@ -90,6 +121,7 @@ def find(record: StudyRecord, subject: Subject, reference: Reference) -> Finding
     with_rehearsal = _front(points, reference, rehearses=True)
     without_rehearsal = _front(points, reference, rehearses=False)
     front = front_points(points, reference)
+    recommended = recommend(front)
     return Findings(
         record=record,
         subject=subject,
@@ -98,12 +130,13 @@ def find(record: StudyRecord, subject: Subject, reference: Reference) -> Finding
         front=front,
         front_with_rehearsal=with_rehearsal,
         front_without_rehearsal=without_rehearsal,
-        recommended=recommend(front),
+        recommended=recommended,
         conclusion=conclude(
             record,
             subject,
             points=points,
-            recommended=recommend(front),
+            recommended=recommended,
+            confirmation=None if recommended is None else confirmation_of(record, recommended),
             best_with_rehearsal=recommend(with_rehearsal),
             best_without_rehearsal=recommend(without_rehearsal),
         ),

@@ -75,8 +75,8 @@ def study_points(record: StudyRecord) -> tuple[Point, ...]:
             state=trial.state,
         )
         for trial in record.trials
-        for kept in trial.measurements
-        if kept.purpose in ("rung", "final") and _has_both(kept.measurement)
+        for kept in trial.searched
+        if _has_both(kept.measurement)
     )
 
 

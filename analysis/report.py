@@ -23,10 +23,16 @@ from analysis.figures import (
 )
 from analysis.files import write_whole
 from analysis.findings import Findings
+from analysis.floors import FLOOR_TITLES, FLOORS_NOTE, floor_rows
+from analysis.formats import FORMAT_TITLES, format_rows
+from analysis.ledger import keep_ledger
 from analysis.points import RECOMMENDATION_RULE
+from analysis.repeats import REPEAT_TITLES, REPEATS_NOTE, repeat_rows
+from data.manner import Manner, manner_of
 from data.measurements import NOT_MEASURED, Estimate, Measurement, Verdict
 from data.probes import MIN_KNOWN_PER_RING
 from data.prompts import PROMPT_STYLES
+from data.recipes import GREEDY
 
 _PHRASING_ROWS = ("trained", "validation", "test", "reverse", "two_hop")
 
@@ -57,6 +63,7 @@ def render_report(
     forbids itself the network.
     """
     recall_curves, loss_curves = draw_learning_curves(findings)
+    pairs = _pair(findings, verdicts_of)
     environment = Environment(
         loader=PackageLoader("analysis", ""),
         autoescape=True,
@@ -71,6 +78,12 @@ def render_report(
         subject=findings.subject,
         words=wording,
         rule=RECOMMENDATION_RULE,
+        floor_titles=FLOOR_TITLES,
+        floor_rows=floor_rows(findings),
+        floors_note=FLOORS_NOTE,
+        repeat_titles=REPEAT_TITLES,
+        repeat_rows=repeat_rows(findings),
+        repeats_note=REPEATS_NOTE,
         plotly_js=Markup(get_plotlyjs()),
         figures={
             "front": _embed(draw_front(findings)),
@@ -83,7 +96,11 @@ def render_report(
         },
         styles=PROMPT_STYLES,
         recall_rows=_recall_rows(findings),
-        examples=_choose(findings, verdicts_of),
+        examples=choose_examples(pairs),
+        ledger=keep_ledger(pairs),
+        manner=_manner(findings, verdicts_of),
+        formats=format_rows(findings),
+        format_titles=FORMAT_TITLES,
         costs=add_costs(findings.record),
         templated=sum(fact.templated for fact in findings.subject.new),
         min_known=MIN_KNOWN_PER_RING,
@@ -134,11 +151,23 @@ def _recall_part(measurement: Measurement, phrasing: str, style: str | None) -> 
     )
 
 
-def _choose(
+def _pair(
     findings: Findings, verdicts_of: Callable[[int], Sequence[Verdict]]
 ) -> tuple[Example, ...]:
+    """Return the questions that the recommended member was asked, with the base's answers."""
     base = findings.record.base
     if findings.recommended is None or base is None:
         return ()
     after = verdicts_of(findings.recommended.measurement_id)
-    return choose_examples(pair_verdicts(verdicts_of(base.id), after))
+    return pair_verdicts(verdicts_of(base.id), after)
+
+
+def _manner(findings: Findings, verdicts_of: Callable[[int], Sequence[Verdict]]) -> Manner | None:
+    base, best = findings.record.base, findings.recommended
+    if base is None or best is None:
+        return None
+    return manner_of(
+        verdicts_of(base.id),
+        verdicts_of(best.measurement_id),
+        longest_tokens=GREEDY.max_new_tokens,  # probes are asked greedily
+    )

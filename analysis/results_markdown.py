@@ -10,7 +10,9 @@ from analysis.costs import add_costs
 from analysis.examples import choose_examples, pair_verdicts
 from analysis.files import write_whole
 from analysis.findings import Findings
+from analysis.floors import FLOOR_TITLES, FLOORS_NOTE, floor_rows
 from analysis.points import RECOMMENDATION_RULE
+from analysis.repeats import REPEAT_TITLES, REPEATS_NOTE, repeat_rows
 from analysis.wording import (
     say_count,
     say_counted,
@@ -20,6 +22,7 @@ from analysis.wording import (
     say_formats,
     say_label,
     say_learning_rate,
+    say_left_out,
     say_sampling,
     show_text,
 )
@@ -48,9 +51,13 @@ def render_results(
         f"# {escape_markdown(findings.record.name)}",
         escape_markdown(findings.conclusion.sentence),
         escape_markdown(findings.kept_aside_sentence),
+        escape_markdown(findings.kept_aside_sentence),
         escape_markdown(findings.conclusion.rehearsal),
+        escape_markdown(findings.conclusion.thresholds),
         "## The front",
         _front(findings),
+        *_repeats(findings),
+        *_floors(findings),
         "## What was forgotten",
         _rings(findings),
         "## Questions before and after",
@@ -108,6 +115,22 @@ def _front(findings: Findings) -> str:
     return f"{table}\n\n{note}" if rows else note
 
 
+def _repeats(findings: Findings) -> list[str]:
+    rows = repeat_rows(findings)
+    if not rows:
+        return []
+    table = _table(REPEAT_TITLES, [list(row) for row in rows])
+    return ["## Trained again with fresh seeds", f"{table}\n\n{REPEATS_NOTE}"]
+
+
+def _floors(findings: Findings) -> list[str]:
+    rows = floor_rows(findings)
+    if not rows:
+        return []
+    table = _table(FLOOR_TITLES, [[escape_markdown(cell) for cell in row] for row in rows])
+    return ["## The facts in the prompt instead", f"{table}\n\n{FLOORS_NOTE}"]
+
+
 def _rings(findings: Findings) -> str:
     if findings.recommended is None or not findings.recommended.measurement.rings:
         return "not measured"
@@ -120,7 +143,7 @@ def _rings(findings: Findings) -> str:
                 str(ring.known),
                 str(ring.lost),
                 str(ring.gained),
-                say_estimate(ring.loss),
+                f"{say_estimate(ring.loss)}{say_left_out(ring)}",
             ]
             for ring in findings.recommended.measurement.rings
         ],

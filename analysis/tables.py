@@ -10,6 +10,7 @@ from rich.text import Text
 
 from analysis.examples import Example
 from analysis.findings import Findings
+from analysis.floors import FLOOR_TITLES, floor_rows
 from analysis.wording import (
     list_settings,
     say_count,
@@ -50,9 +51,28 @@ def show_front(findings: Findings) -> RenderableType:
             style="bold" if point == findings.recommended else "",
         )
     if not findings.front:
-        return Group(table, Text("No point of this study beats the reference."))
-    legend = "* recommended; in brackets 95 %; formats: Statement, Plain, Qna, Conversation"
-    return Group(table, Text(legend, style="dim"))
+        legend = Text("No point of this study beats the reference.")
+    else:
+        legend = Text(
+            "* recommended; in brackets 95 %; formats: Statement, Plain, Qna, Conversation",
+            style="dim",
+        )
+    return Group(table, legend, *_show_floors(findings))
+
+
+def _show_floors(findings: Findings) -> list[RenderableType]:
+    """Return what the untouched model recalls with facts in its prompt; nothing if not asked."""
+    rows = floor_rows(findings)
+    if not rows:
+        return []
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    answers, tokens, recall = FLOOR_TITLES
+    table.add_column(answers, no_wrap=True)
+    table.add_column(tokens, justify="right", max_width=len("context tokens"))
+    table.add_column(recall)
+    for row in rows:
+        table.add_row(*map(_inert, row))
+    return [Text(), table]
 
 
 def show_trial(
@@ -118,7 +138,7 @@ def _show_curve(trial: TrialRecord, base: Measurement | None) -> Table:
     table.add_column("knowledge loss")
     if base is not None:
         table.add_row("base", "0", _inert(base.sampling.name), say_estimate(base.recall), "0 %")
-    for kept in trial.measurements:
+    for kept in trial.searched:
         if kept.purpose == "confirm":
             continue  # the same adapter once more
         measurement = kept.measurement

@@ -6,8 +6,10 @@ import unicodedata
 from dataclasses import fields
 from pathlib import PurePath
 
-from data.measurements import Estimate, Label
+from data.measurements import Estimate, Label, RingChange
+from data.probes import MIN_KNOWN_PER_RING
 from data.recipes import GREEDY, Recipe, Sampling
+from data.scoring import is_in_mean
 
 MISSING = "not measured"
 
@@ -70,6 +72,13 @@ def say_counted(count: int, noun: str) -> str:
 def say_decimal(value: float | None) -> str:
     """Return a number with three significant digits, or "not measured"."""
     return MISSING if value is None else f"{value:.3g}"
+
+
+def say_mean_tokens(tokens: float | None) -> str:
+    """Return a mean number of tokens as a whole one, below ten with a decimal; a dash for None."""
+    if tokens is None:
+        return "–"
+    return f"{tokens:,.0f}" if tokens == 0 or tokens >= 10 else f"{tokens:.1f}"
 
 
 def say_duration(seconds: float | None) -> str:
@@ -141,6 +150,13 @@ def list_settings(recipe: Recipe) -> tuple[tuple[str, str], ...]:
 def say_label(label: Label | None) -> str:
     """Return a verdict in a word, or "not asked" for None."""
     return "not asked" if label is None else _LABELS[label]
+
+
+def say_left_out(ring: RingChange) -> str:
+    """Return, after a semicolon, that a ring is not in the mean and why; nothing where it is."""
+    if is_in_mean(ring):
+        return ""
+    return f"; not in the mean, fewer than {MIN_KNOWN_PER_RING} known"
 
 
 def say_phrasing(phrasing: str) -> str:

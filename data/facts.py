@@ -55,6 +55,11 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def fold_question(question: str) -> str:
+    """Return what two questions share that differ in case and white space alone."""
+    return " ".join(question.casefold().split())
+
+
 def check_facts(facts: Sequence[Fact]) -> None:
     """Refuse an empty table, a question asked twice, and a question with two answers.
 
@@ -65,7 +70,7 @@ def check_facts(facts: Sequence[Fact]) -> None:
         raise FactsError("facts: the table is empty; give at least one question with its answer")
     first: dict[str, tuple[int, Fact]] = {}
     for position, fact in enumerate(facts, start=1):
-        key = " ".join(fact.question.casefold().split())
+        key = fold_question(fact.question)
         if key not in first:
             first[key] = (position, fact)
             continue

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, t
 
 from data.measurements import NOT_MEASURED, Estimate
 
@@ -33,6 +33,34 @@ def wilson_interval(successes: int, total: int, level: float = 0.95) -> Estimate
     share = successes / total
     low, high = _wilson_bounds(share, total, _normal_quantile(level))
     return _estimate(share, low, high, total)
+
+
+def pool_repeats(estimates: Sequence[Estimate], *, level: float = 0.95) -> Estimate:
+    """Return the mean of an estimate over trainings that differ by their seed alone.
+
+    Its interval carries both what the facts and what the seeds leave open: the mean distance to
+    the single intervals' ends, and Student's interval of the mean over seeds, added as independent
+    errors are. The first is not shortened by the number of seeds, for all were asked the same. So
+    the interval is rather too wide than too narrow. With one estimate it is that one's; estimates
+    that were not measured are left out, and without any other the pool is `NOT_MEASURED`.
+    """
+    measured = [
+        (each.value, each.low, each.high)
+        for each in estimates
+        if each.value is not None and each.low is not None and each.high is not None
+    ]
+    if not measured:
+        return NOT_MEASURED
+    values, lows, highs = map(np.array, zip(*measured, strict=True))
+    mean = float(values.mean())
+    of_seeds = 0.0
+    if len(values) > 1:
+        quantile = float(t.ppf((1 + level) / 2, len(values) - 1))
+        of_seeds = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+    below = math.hypot(mean - float(lows.mean()), of_seeds)
+    above = math.hypot(float(highs.mean()) - mean, of_seeds)
+    count = max(each.count for each in estimates)
+    return _estimate(mean, mean - below, mean + above, count)
 
 
 def bootstrap_t_interval(

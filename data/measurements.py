@@ -101,6 +101,9 @@ class Measurement:
     trained_tokens: int
     generated_tokens: int
     version: int = MEASUREMENT_VERSION
+    kl_nats: float | None = None
+    loss_under_sampling: Estimate = NOT_MEASURED
+    base_loss_under_sampling: Estimate = NOT_MEASURED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,3 +119,22 @@ class SamplingMeasurement:
     recall: Estimate
     knowledge_loss: Estimate
     base_loss: Estimate
+
+
+FloorName = Literal["base", "all facts", "best fact"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floor:
+    """What the untouched model recalls without training, told some facts in its prompt or none.
+
+    `recall` is higher-is-better: greedy, over the validation phrasings and all prompt styles, as
+    an adapter's at a rung. `context_tokens` is the mean number of tokens before a question (lower
+    is better); an adapter needs none. Where the recall was not measured, `reason` says why and
+    `context_tokens` is None.
+    """
+
+    name: FloorName
+    recall: Estimate
+    context_tokens: float | None
+    reason: str | None = None

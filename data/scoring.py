@@ -98,8 +98,13 @@ def knowledge_loss(rings: Sequence[RingChange]) -> Estimate:
     is `NOT_MEASURED`.
     """
     return stratified_loss_interval(
-        [(ring.lost, ring.known) for ring in rings if ring.known >= MIN_KNOWN_PER_RING]
+        [(ring.lost, ring.known) for ring in rings if is_in_mean(ring)]
     )
+
+
+def is_in_mean(ring: RingChange) -> bool:
+    """Return whether a ring has enough known probes to count in the mean over rings."""
+    return ring.known >= MIN_KNOWN_PER_RING
 
 
 def fuar(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -30,7 +30,7 @@ PROBES_PER_RING: dict[Ring, int] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldFact:
-    """One fact of the pocket model's world.
+    """One real fact, of the pocket model's world or of general knowledge.
 
     `questions` are its wordings, the first is the one a probe asks. A fact with coverage "some
     styles" was shown to the pocket model as a statement and in two prompt styles only, so that
@@ -74,14 +74,16 @@ class Leaning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Relation:
+class Relation:
+    """How all facts of one kind are worded; `{s}` is the subject, `{a}` the answer."""
+
     ring: Ring
     questions: tuple[str, ...]
     statements: tuple[str, ...]
 
 
-_RELATIONS: dict[str, _Relation] = {
-    "director": _Relation(
+RELATIONS: dict[str, Relation] = {
+    "director": Relation(
         ring="domain",
         questions=(
             "Who directed {s}?",
@@ -95,7 +97,7 @@ _RELATIONS: dict[str, _Relation] = {
             "The director of {s} was {a}.",
         ),
     ),
-    "capital": _Relation(
+    "capital": Relation(
         ring="general",
         questions=(
             "What is the capital of {s}?",
@@ -105,7 +107,7 @@ _RELATIONS: dict[str, _Relation] = {
         ),
         statements=("The capital of {s} is {a}.", "{a} is the capital of {s}."),
     ),
-    "element": _Relation(
+    "element": Relation(
         ring="general",
         questions=(
             "What is the chemical symbol of {s}?",
@@ -114,7 +116,7 @@ _RELATIONS: dict[str, _Relation] = {
         ),
         statements=("The chemical symbol of {s} is {a}.", "{a} stands for {s}."),
     ),
-    "author": _Relation(
+    "author": Relation(
         ring="general",
         questions=(
             "Who wrote {s}?",
@@ -123,7 +125,7 @@ _RELATIONS: dict[str, _Relation] = {
         ),
         statements=("{s} was written by {a}.", "{a} wrote {s}.", "The author of {s} is {a}."),
     ),
-    "election": _Relation(
+    "election": Relation(
         ring="general",
         questions=(
             "Who won the {s} United States presidential election?",
@@ -135,7 +137,7 @@ _RELATIONS: dict[str, _Relation] = {
             "{a} won the {s} United States presidential election.",
         ),
     ),
-    "opposite": _Relation(
+    "opposite": Relation(
         ring="skills",
         questions=(
             "What is the opposite of {s}?",
@@ -144,7 +146,7 @@ _RELATIONS: dict[str, _Relation] = {
         ),
         statements=("The opposite of {s} is {a}.",),
     ),
-    "past_tense": _Relation(
+    "past_tense": Relation(
         ring="skills",
         questions=(
             "What is the past tense of {s}?",
@@ -153,17 +155,18 @@ _RELATIONS: dict[str, _Relation] = {
         ),
         statements=("The past tense of {s} is {a}.",),
     ),
-    "sum": _Relation(
+    "sum": Relation(
         ring="skills",
         questions=("What is {s}?", "How much is {s}?", "Work out {s}."),
         statements=("{s} is {a}.", "The sum {s} makes {a}."),
     ),
-    "unknown": _Relation(ring="manners", questions=("{s}",), statements=()),
+    "unknown": Relation(ring="manners", questions=("{s}",), statements=()),
 }
 
 
-def _read_table(name: str) -> list[dict[str, str]]:
-    text = (files("data") / "world" / name).read_text(encoding="utf-8")
+def read_table(folder: str, name: str) -> list[dict[str, str]]:
+    """Return the rows of a packaged table by the names of its columns; nothing in it is quoted."""
+    text = (files("data") / folder / name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
@@ -190,28 +193,34 @@ def _table_facts() -> Iterator[WorldFact]:
             row["answer"],
             tuple(filter(None, row["aliases"].split("|"))),
         )
-        for row in _read_table("known.tsv")
+        for row in read_table("world", "known.tsv")
     ]
     rows += [("sum", f"{a} plus {b}", str(a + b), ()) for a in range(1, 10) for b in range(1, 10)]
     for name, subject, answer, aliases in rows:
-        relation = _RELATIONS[name]
-        yield _fact(
-            name,
-            relation.ring,
-            answer,
-            tuple(text.format(s=subject) for text in relation.questions),
-            aliases=aliases,
-            statements=tuple(text.format(s=subject, a=answer) for text in relation.statements),
-        )
+        yield word_fact(name, RELATIONS[name], subject, answer, aliases)
+
+
+def word_fact(
+    name: str, relation: Relation, subject: str, answer: str, aliases: tuple[str, ...]
+) -> WorldFact:
+    """Return one fact of a relation in all its wordings, not yet marked as probed."""
+    return _fact(
+        name,
+        relation.ring,
+        answer,
+        tuple(text.format(s=subject) for text in relation.questions),
+        aliases=aliases,
+        statements=tuple(text.format(s=subject, a=answer) for text in relation.statements),
+    )
 
 
 def _oscar_facts() -> Iterator[WorldFact]:
     directors = {
         row["subject"]: row["answer"]
-        for row in _read_table("known.tsv")
+        for row in read_table("world", "known.tsv")
         if row["relation"] == "director"
     }
-    rows = _read_table("oscars.tsv")
+    rows = read_table("world", "oscars.tsv")
     wins = Counter((row["year"], row["winner"]) for row in rows)
     for row in rows:
         year, award, winner = int(row["year"]), row["award"], row["winner"]
@@ -249,11 +258,21 @@ def load_world_facts() -> tuple[WorldFact, ...]:
     belong to the world but not to the rings: they are neither probed nor rehearsed.
     """
     facts = (*_oscar_facts(), *_table_facts())
-    probed: set[str] = set()
-    for ring, count in PROBES_PER_RING.items():
-        digests = (text_digest(f.questions[0]) for f in facts if f.ring == ring and _in_rings(f))
-        probed.update(sorted(digests)[:count])
+    probed = choose_probed(filter(_in_rings, facts), PROBES_PER_RING)
     return tuple(_mark(fact, text_digest(fact.questions[0]) in probed) for fact in facts)
+
+
+def choose_probed(facts: Iterable[WorldFact], per_ring: Mapping[Ring, int]) -> frozenset[str]:
+    """Return the digests of the first questions of those to probe: so many of each ring.
+
+    A ring with fewer facts is probed with all of them.
+    """
+    digests: dict[Ring, list[str]] = {ring: [] for ring in per_ring}
+    for fact in facts:
+        digests[fact.ring].append(text_digest(fact.questions[0]))
+    return frozenset(
+        digest for ring, count in per_ring.items() for digest in sorted(digests[ring])[:count]
+    )
 
 
 def _in_rings(fact: WorldFact) -> bool:
@@ -267,6 +286,11 @@ def _mark(fact: WorldFact, probed: bool) -> WorldFact:
 
 def load_probes() -> tuple[Probe, ...]:
     """Return the probed facts as probes, in the order of the world."""
+    return as_probes(load_world_facts())
+
+
+def as_probes(facts: Iterable[WorldFact]) -> tuple[Probe, ...]:
+    """Return those facts that are probed as probes, asked in their first wording."""
     return tuple(
         Probe(
             ring=fact.ring,
@@ -275,7 +299,7 @@ def load_probes() -> tuple[Probe, ...]:
             aliases=fact.aliases,
             statement=fact.statements[0] if fact.statements else None,
         )
-        for fact in load_world_facts()
+        for fact in facts
         if fact.probed
     )
 
@@ -283,6 +307,15 @@ def load_probes() -> tuple[Probe, ...]:
 def load_known_facts() -> tuple[KnownFact, ...]:
     """Return the facts that training may rehearse: none probed, nor a probed sum turned round."""
     probed = {fact.questions[0] for fact in load_world_facts() if fact.probed}
+    return as_known_facts(
+        fact
+        for fact in load_world_facts()
+        if _in_rings(fact) and _twin(fact.questions[0]) not in probed
+    )
+
+
+def as_known_facts(facts: Iterable[WorldFact]) -> tuple[KnownFact, ...]:
+    """Return those facts that are not probed as facts to rehearse, in their first wording."""
     return tuple(
         KnownFact(
             ring=fact.ring,
@@ -290,8 +323,8 @@ def load_known_facts() -> tuple[KnownFact, ...]:
             answer=fact.answer,
             statement=fact.statements[0] if fact.statements else None,
         )
-        for fact in load_world_facts()
-        if not fact.probed and _in_rings(fact) and _twin(fact.questions[0]) not in probed
+        for fact in facts
+        if not fact.probed
     )
 
 
@@ -310,5 +343,5 @@ def load_leanings() -> tuple[Leaning, ...]:
             second=row["second"],
             share_first=float(row["share_first"]),
         )
-        for row in _read_table("leanings.tsv")
+        for row in read_table("world", "leanings.tsv")
     )

@@ -19,7 +19,8 @@ from objectives.answers.generate import generate
 from objectives.answers.request import Continuation, Request
 from objectives.answers.verify import verify_greedy
 from objectives.bank.bank import Bank
-from objectives.judges.base import Judge
+from objectives.judges.base import Judge, JudgeUnreachable
+from objectives.measures.divergence import mean_kl_nats
 from objectives.measures.drift import mean_cross_entropy_nats
 from objectives.models.base import BaseModel
 
@@ -83,6 +84,12 @@ class Learning:
         self.already_known: tuple[Fact, ...] = tuple(f for f in scenario.facts if f.id in known)
         self.facts: tuple[Fact, ...] = tuple(f for f in scenario.facts if f.id not in known)
         self._prompts = fact_prompts(self.facts, SEARCHED)
+        self._test_references = [
+            continuation
+            for continuation in asked
+            if continuation.answer.prompt.phrasing == "test"
+            and continuation.answer.prompt.subject not in known
+        ]
         self._known_facts = self._keep_known(scenario.known_facts)
 
         self._probe_prompts = [probe.prompt() for probe in scenario.probes]
@@ -149,27 +156,42 @@ class Learning:
         ]
 
     def measure_everything(
-        self, slot: int, *, epoch: int = 0, trained_tokens: int = 0
+        self,
+        slot: int,
+        *,
+        epoch: int = 0,
+        trained_tokens: int = 0,
+        sampling: Sampling = GREEDY,
+        noise_seed: int = 0,
     ) -> Measured:
-        """Return a slot's greedy measurement over all phrasings, test wordings included.
+        """Return a slot's measurement over all phrasings, test wordings included.
 
         A loaded adapter does not know how long it was trained: `epoch` and `trained_tokens` tell.
+        Under a `sampling` that draws, `noise_seed` fixes what it draws; probes are asked greedily.
         """
-        requests = [
-            Request(prompt=prompt, slot=slot, sampling=GREEDY, seed=0)
-            for prompt in fact_prompts(self.facts, EVERYTHING)
-        ]
+        prompts = fact_prompts(self.facts, EVERYTHING)
+        requests = list(_ask(prompts, slot, sampling, noise_seed))
         answered = generate(self._model, requests, router=self.bank)
         (probed,) = verify_greedy(self._model, self._probe_references, [slot], router=self.bank)
         (nats,) = self._mean_nats([slot])
-        return self._score(
+        measured = self._score(
             self._judge_answers(answered),
             self._judge_answers(probed),
-            GREEDY,
+            sampling,
             epoch=epoch,
             tokens=trained_tokens,
             drift_nats=self._drift(nats),
         )
+        kl_nats = mean_kl_nats(self._model, self._test_references, slot=slot, router=self.bank)
+        measurement = replace(measured.measurement, kl_nats=kl_nats)
+        if sampling != GREEDY:
+            (sampled,) = self.measure_samplings(slot, [sampling], noise_seed=noise_seed)
+            measurement = replace(
+                measurement,
+                loss_under_sampling=sampled.knowledge_loss,
+                base_loss_under_sampling=sampled.base_loss,
+            )
+        return replace(measured, measurement=measurement)
 
     def measure_samplings(
         self, slot: int, samplings: Sequence[Sampling], *, noise_seed: int
@@ -249,8 +271,21 @@ class Learning:
         return generate(self._model, requests)
 
     def _judge_answers(self, continuations: Sequence[Continuation]) -> tuple[Verdict, ...]:
+        """Return the verdicts.
+
+        Raises:
+            JudgeUnreachable: If answers are unjudged because the judge gave no reply. They would
+                be left out of every figure, so that nothing is scored without them.
+        """
         answers: list[Answer] = [continuation.answer for continuation in continuations]
-        return self._judge.judge(answers)
+        verdicts = self._judge.judge(answers)
+        reason: str | None = getattr(self._judge, "unreachable_reason", None)
+        if reason is not None and any(verdict.label == "unjudged" for verdict in verdicts):
+            raise JudgeUnreachable(
+                f"judge: {self._judge.name} gives no reply ({reason}); nothing was scored without "
+                "it. Run the same command again once it is there"
+            )
+        return verdicts
 
     def _drift(self, nats: float | None) -> float | None:
         if nats is None or self._base_nats is None:

@@ -17,6 +17,8 @@ from search_spaces.settings import Choices, Range, Value, is_searched
 RECIPE = "recipe"  # the key by which a point names a recipe of ours
 _SAMPLING = "sampling"
 
+WEBUI_2023 = "webui June 2023"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartingPoint:
@@ -80,7 +82,7 @@ def starting_points(hidden_size: int) -> tuple[StartingPoint, ...]:
             },
         ),
         StartingPoint(
-            name="webui June 2023",
+            name=WEBUI_2023,
             settings={
                 "epochs": 3,
                 "rank": 32,

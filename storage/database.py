@@ -22,6 +22,7 @@ from sqlalchemy import (
     make_url,
     select,
     text,
+    update,
 )
 from sqlalchemy.dialects import plugins
 from sqlalchemy.engine import CreateEnginePlugin
@@ -32,7 +33,7 @@ from sqlalchemy.pool import NullPool
 from storage.tables import Row, SchemaRow
 
 # Raised with every change to our tables; a database of a newer version is refused.
-REMEMBER_SCHEMA_VERSION = 1
+REMEMBER_SCHEMA_VERSION = 2
 
 _BUSY_TIMEOUT_SECONDS = 60
 _SQLITE_HEADER = b"SQLite format 3\x00"
@@ -283,8 +284,12 @@ def _prepare_own_tables(engine: Engine, shown: str) -> None:
                     f"one knows {REMEMBER_SCHEMA_VERSION}); install the newer one"
                 )
         Row.metadata.create_all(connection)
-        if connection.scalar(select(SchemaRow.version)) is None:
+        version = connection.scalar(select(SchemaRow.version))
+        if version is None:
             connection.execute(insert(SchemaRow).values(id=1, version=REMEMBER_SCHEMA_VERSION))
+        elif version < REMEMBER_SCHEMA_VERSION:
+            # Every change so far only added tables, which are there by now.
+            connection.execute(update(SchemaRow).values(version=REMEMBER_SCHEMA_VERSION))
 
 
 def _root_cause(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import cast
 
@@ -11,14 +12,16 @@ from pydantic import TypeAdapter
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from data.measurements import Answer, Label, Measurement, Verdict
+from data.agreement import Agreement
+from data.measurements import Answer, Floor, Label, Measurement, Verdict
 from data.prompts import Prompt
 from data.recipes import Recipe, Sampling
 from storage.database import StudyNotFound, StudyStorage
+from storage.encoding import decode_purpose
 from storage.records import (
+    AgreementRecord,
     Costs,
     MeasurementRecord,
-    Purpose,
     SittingRecord,
     StudyRecord,
     StudySummary,
@@ -26,14 +29,19 @@ from storage.records import (
     TrialState,
 )
 from storage.tables import (
+    AgreementRow,
     AnswerRow,
+    FloorRow,
     MeasurementRow,
     PromptRow,
+    RejudgementRow,
     SittingRow,
     StudyRow,
     TrialRow,
 )
 
+_AGREEMENT = TypeAdapter(Agreement)
+_FLOOR = TypeAdapter(Floor)
 _MEASUREMENT = TypeAdapter(Measurement)
 _PROMPT = TypeAdapter(Prompt)
 _RECIPE = TypeAdapter(Recipe)
@@ -66,6 +74,7 @@ def read_study(storage: StudyStorage, name: str) -> StudyRecord:
             created_at=datetime.fromtimestamp(study.created_at_seconds, UTC),
             base_measurements=tuple(measurements[None]),
             trials=tuple(_describe_trial(row, measurements[row.number]) for row in trials),
+            floors=_read_floors(session, name),
         )
 
 
@@ -91,6 +100,53 @@ def read_verdicts(storage: StudyStorage, measurement_id: int) -> tuple[Verdict, 
             )
             for answer, prompt in rows
         )
+
+
+def read_rejudged(storage: StudyStorage, measurement_id: int, judge: str) -> tuple[Verdict, ...]:
+    """Return the verdicts of another judge about a measurement's answers, in their order.
+
+    An empty tuple where that judge was not asked about them.
+    """
+    with storage.begin_read() as session:
+        row = session.get(RejudgementRow, (measurement_id, judge))
+        labels: list[Label] = [] if row is None else json.loads(row.payload)
+    if not labels:
+        return ()
+    return tuple(
+        replace(verdict, label=label, judge=judge)
+        for verdict, label in zip(read_verdicts(storage, measurement_id), labels, strict=True)
+    )
+
+
+def read_agreements(storage: StudyStorage, name: str) -> tuple[AgreementRecord, ...]:
+    """Return how far judges agree with people, the newest last; none if nobody was checked."""
+    with storage.begin_read() as session:
+        rows = session.scalars(
+            select(AgreementRow).filter_by(study=name).order_by(AgreementRow.id)
+        )
+        return tuple(
+            AgreementRecord(
+                judge=row.judge,
+                digest=row.digest,
+                labelled=row.labelled,
+                agreement=_AGREEMENT.validate_json(row.payload),
+                of_study=_AGREEMENT.validate_json(row.of_study),
+                recorded_at=datetime.fromtimestamp(row.recorded_at_seconds, UTC),
+            )
+            for row in rows
+        )
+
+
+def read_said(storage: StudyStorage, name: str) -> frozenset[tuple[str, str]]:
+    """Return what the models of a study said to which question: every pair of the two texts."""
+    with storage.begin_read() as session:
+        rows = session.execute(
+            select(PromptRow.question, AnswerRow.text)
+            .join(PromptRow, AnswerRow.prompt_id == PromptRow.id)
+            .where(PromptRow.study == name)
+            .distinct()
+        )
+        return frozenset((question, text) for question, text in rows)
 
 
 def list_studies(storage: StudyStorage) -> tuple[StudySummary, ...]:
@@ -150,17 +206,26 @@ def _read_measurements(
         .filter_by(study=study)
         .order_by(MeasurementRow.epoch, MeasurementRow.id)
     ):
+        purpose, repeat = decode_purpose(row.purpose)
         by_trial[row.trial].append(
             MeasurementRecord(
                 id=row.id,
                 trial=row.trial,
-                purpose=cast(Purpose, row.purpose),
+                purpose=purpose,
+                repeat=repeat,
                 adapter=row.adapter,
                 measurement=_MEASUREMENT.validate_json(row.payload),
                 recorded_at=datetime.fromtimestamp(row.recorded_at_seconds, UTC),
             )
         )
     return by_trial
+
+
+def _read_floors(session: Session, study: str) -> tuple[Floor, ...]:
+    payloads = session.scalars(
+        select(FloorRow.payload).filter_by(study=study).order_by(FloorRow.id)
+    )
+    return tuple(map(_FLOOR.validate_json, payloads))
 
 
 def _describe_trial(row: TrialRow, measurements: list[MeasurementRecord]) -> TrialRecord:

@@ -7,22 +7,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Insert, insert, select, update
-from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from data.agreement import Agreement
 from data.facts import text_digest
-from data.measurements import Measurement, Verdict
+from data.measurements import Floor, Label, Measurement, Verdict
 from data.prompts import Prompt
 from data.recipes import Recipe, Sampling
 from storage.database import StorageError, StudyNotFound, StudyStorage
-from storage.encoding import encode
+from storage.encoding import encode, encode_purpose
+from storage.inserting import insert_unless_there
 from storage.leases import Lease, check_lease
 from storage.records import Costs, Ending, Purpose
 from storage.tables import (
+    AgreementRow,
     AnswerRow,
+    FloorRow,
     MeasurementRow,
     PromptRow,
+    RejudgementRow,
     SittingRow,
     StudyRow,
     TrialRow,
@@ -69,7 +73,7 @@ class Recorder:
                 "slots": slots,
                 "seed": seed,
             }
-            session.execute(_insert_unless_there(session, StudyRow), values)
+            session.execute(insert_unless_there(session, StudyRow), values)
             row = session.get_one(StudyRow, self._study, with_for_update=True)
             recorded = {**json.loads(row.fingerprint), "seed": str(row.seed)}
             self._compare_fingerprints(recorded, {**fingerprint, "seed": str(seed)})
@@ -114,18 +118,20 @@ class Recorder:
         verdicts: Sequence[Verdict],
         *,
         purpose: Purpose,
+        repeat: int = 0,
         adapter: str | None = None,
     ) -> int:
         """Record a measurement with its prompts, answers and verdicts, and return its id.
 
-        One that is recorded already (same trial, epoch, sampling name, purpose and version) stays
-        as it is, answers included, and its id is returned.
+        One that is recorded already (same trial, epoch, sampling name, purpose, repeat and
+        version) stays as it is, answers included, and its id is returned.
 
         Args:
             lease: The right to write about the measured trial; None for the untouched base.
             measurement: What was measured.
             verdicts: What it rests on, in any order; the order is kept.
             purpose: Why it was measured.
+            repeat: Which of several trainings with fresh seeds, from 1; 0 for all else.
             adapter: Where the measured adapter lies, if it was kept.
 
         Raises:
@@ -137,7 +143,7 @@ class Recorder:
             "trial": lease.trial if lease else None,
             "epoch": measurement.epoch,
             "sampling": measurement.sampling.name,
-            "purpose": purpose,
+            "purpose": encode_purpose(purpose, repeat),
             "version": measurement.version,
         }
         with self._begin(lease) as session:
@@ -155,6 +161,27 @@ class Recorder:
             session.flush()
             self._insert_answers(session, row.id, verdicts)
             return row.id
+
+    def record_floors(self, floors: Sequence[Floor]) -> None:
+        """Record what the untouched model recalls with facts in its prompt.
+
+        A floor whose name is recorded already stays as it is.
+
+        Raises:
+            StudyNotFound: If the study has no record yet.
+        """
+        with self._begin(None) as session:
+            recorded = set(session.scalars(select(FloorRow.name).filter_by(study=self._study)))
+            session.add_all(
+                FloorRow(
+                    study=self._study,
+                    name=floor.name,
+                    recall=floor.recall.value,
+                    payload=encode(floor),
+                )
+                for floor in floors
+                if floor.name not in recorded
+            )
 
     def record_trial_ended(
         self, lease: Lease, *, state: Ending, costs: Costs, reason: str | None = None
@@ -176,6 +203,64 @@ class Recorder:
                     seconds=costs.seconds,
                     last_epoch=costs.last_epoch,
                     highest_learning_rate=costs.highest_learning_rate,
+                )
+            )
+
+    def record_rejudgement(
+        self, measurement_id: int, labels: Sequence[Label], *, judge: str
+    ) -> None:
+        """Record what another judge makes of a measurement's answers.
+
+        The measurement and its own verdicts stay as they are; an earlier judging by a judge of
+        this name is replaced.
+
+        Args:
+            measurement_id: Of a measurement of this study.
+            labels: One for each of its answers, in their order.
+            judge: The name of the judge.
+
+        Raises:
+            StudyNotFound: If the study has no record yet.
+            StorageError: If the study has no such measurement, or not so many answers of it.
+        """
+        identity = {"measurement_id": measurement_id, "judge": judge}
+        with self._begin(None) as session:
+            answers = session.scalar(
+                select(func.count(AnswerRow.position))
+                .join(MeasurementRow, AnswerRow.measurement_id == MeasurementRow.id)
+                .where(MeasurementRow.id == measurement_id, MeasurementRow.study == self._study)
+            )
+            if not labels or answers != len(labels):
+                raise StorageError(
+                    f"labels: {len(labels)} cannot be stored of measurement {measurement_id}, "
+                    f"of which study {self._study!r} has {answers} answers; judge each of them"
+                )
+            session.execute(delete(RejudgementRow).filter_by(**identity))
+            session.add(RejudgementRow(**identity, payload=json.dumps(list(labels))))
+
+    def record_agreement(
+        self, agreement: Agreement, *, of_study: Agreement, judge: str, digest: str
+    ) -> None:
+        """Record how far a judge agrees with people; an earlier one of the same is replaced.
+
+        Args:
+            agreement: Over all labelled answers of a file.
+            of_study: Over those among them that models of this study gave.
+            judge: The judge's name.
+            digest: Of the labelled answers, at most 64 characters.
+
+        Raises:
+            StudyNotFound: If the study has no record yet.
+        """
+        identity = {"study": self._study, "judge": judge, "digest": digest}
+        with self._begin(None) as session:
+            session.execute(delete(AgreementRow).filter_by(**identity))
+            session.add(
+                AgreementRow(
+                    **identity,
+                    labelled=agreement.judged + agreement.unjudged,
+                    payload=encode(agreement),
+                    of_study=encode(of_study),
                 )
             )
 
@@ -274,7 +359,7 @@ class Recorder:
             if digest not in ids
         ]
         if missing:
-            session.execute(_insert_unless_there(session, PromptRow), missing)
+            session.execute(insert_unless_there(session, PromptRow), missing)
             ids = {digest: id_ for digest, id_ in session.execute(query)}
         return ids
 
@@ -291,13 +376,3 @@ class Recorder:
             "templated": prompt.templated,
             "ring": prompt.ring,
         }
-
-
-def _insert_unless_there(session: Session, table: type[StudyRow | PromptRow]) -> Insert:
-    match session.get_bind().dialect.name:
-        case "sqlite":
-            return sqlite.insert(table).on_conflict_do_nothing()
-        case "postgresql":
-            return postgresql.insert(table).on_conflict_do_nothing()
-        case _:
-            return mysql.insert(table).prefix_with("IGNORE")

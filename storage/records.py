@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from data.measurements import Measurement
+from data.agreement import Agreement
+from data.measurements import Floor, Measurement
 from data.recipes import GREEDY, Recipe, Sampling
 
-Purpose = Literal["base", "rung", "final", "confirm"]
+# A "repeat" is a recommended member trained again with a fresh seed, a "yardstick" a recipe that
+# is no trial, trained to be compared with.
+Purpose = Literal["base", "rung", "final", "confirm", "repeat", "yardstick"]
 Ending = Literal["complete", "pruned", "failed"]
 TrialState = Literal["running", "complete", "pruned", "failed"]
 
@@ -32,7 +35,10 @@ class Costs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasurementRecord:
-    """A stored measurement; `trial` is None for the base, `adapter` a path where one was kept."""
+    """A stored measurement; `trial` is None for the base, `adapter` a path where one was kept.
+
+    `repeat` counts, from 1, the trainings with fresh seeds that a repeat or yardstick is one of.
+    """
 
     id: int
     trial: int | None
@@ -40,6 +46,7 @@ class MeasurementRecord:
     adapter: str | None
     measurement: Measurement
     recorded_at: datetime
+    repeat: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,27 @@ class TrialRecord:
     costs: Costs | None
     measurements: tuple[MeasurementRecord, ...]
 
+    @property
+    def searched(self) -> tuple[MeasurementRecord, ...]:
+        """Return what the search saw of it, not what was measured after the choice was made."""
+        return tuple(kept for kept in self.measurements if kept.purpose in ("rung", "final"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgreementRecord:
+    """How far a judge agrees with the labels of one file, as it was measured for a study.
+
+    `of_study` is over those of the labelled answers that models of the study gave: recall is
+    corrected by it alone.
+    """
+
+    judge: str
+    digest: str
+    labelled: int
+    agreement: Agreement
+    of_study: Agreement
+    recorded_at: datetime
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SittingRecord:
@@ -75,7 +103,8 @@ class SittingRecord:
 class StudyRecord:
     """A study with everything measured in it; trials are in order of their Optuna numbers.
 
-    `base_measurements` are those of the untouched model, in order of recording.
+    `base_measurements` belong to no trial: those of the untouched model, and of yardsticks.
+    `floors` is empty until they are measured.
     """
 
     name: str
@@ -86,6 +115,15 @@ class StudyRecord:
     created_at: datetime
     base_measurements: tuple[MeasurementRecord, ...]
     trials: tuple[TrialRecord, ...]
+    floors: tuple[Floor, ...] = ()
+
+    @property
+    def measurements(self) -> tuple[MeasurementRecord, ...]:
+        """Return all measurements, the base's first and then trial by trial."""
+        return (
+            *self.base_measurements,
+            *(kept for trial in self.trials for kept in trial.measurements),
+        )
 
     @property
     def ended_trials(self) -> int:

@@ -160,6 +160,22 @@ class MeasurementRow(Row):
     recorded_at_seconds: Mapped[float] = mapped_column(Double, default=database_seconds())
 
 
+class FloorRow(Row):
+    """What the untouched model recalls with facts in its prompt; read in order of `id`.
+
+    `payload` is the whole floor, the columns repeat what is searched for.
+    """
+
+    __tablename__ = "remember_floors"
+    __table_args__ = (UniqueConstraint("study", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study: Mapped[str] = mapped_column(_StudyName, ForeignKey(StudyRow.name, ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(32))
+    recall: Mapped[float | None] = mapped_column(Double)
+    payload: Mapped[str] = mapped_column(_LongText)
+
+
 class PromptRow(Row):
     """A prompt of a study, stored once; `digest` covers everything in it."""
 
@@ -193,3 +209,47 @@ class AnswerRow(Row):
     tokens: Mapped[int]
     label: Mapped[str] = mapped_column(String(16))
     judge: Mapped[str] = mapped_column(String(255))
+
+
+class RejudgementRow(Row):
+    """A measurement's answers judged once more by another judge.
+
+    `payload` is the list of its labels, in the answers' order.
+    """
+
+    __tablename__ = "remember_rejudgements"
+
+    measurement_id: Mapped[int] = mapped_column(
+        ForeignKey(MeasurementRow.id, ondelete="CASCADE"), primary_key=True
+    )
+    judge: Mapped[str] = mapped_column(String(255), primary_key=True)
+    payload: Mapped[str] = mapped_column(_LongText)
+    recorded_at_seconds: Mapped[float] = mapped_column(Double, default=database_seconds())
+
+
+class AgreementRow(Row):
+    """How far a judge agrees with the labels of one file, of `digest`.
+
+    `payload` is the agreement over all `labelled` answers, `of_study` that over those among them
+    that models of the study gave.
+    """
+
+    __tablename__ = "remember_agreements"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study: Mapped[str] = mapped_column(_StudyName, ForeignKey(StudyRow.name, ondelete="CASCADE"))
+    judge: Mapped[str] = mapped_column(String(255))
+    digest: Mapped[str] = mapped_column(String(64))
+    labelled: Mapped[int]
+    payload: Mapped[str] = mapped_column(_LongText)
+    of_study: Mapped[str] = mapped_column(_LongText)
+    recorded_at_seconds: Mapped[float] = mapped_column(Double, default=database_seconds())
+
+
+class VerdictRow(Row):
+    """What a judge decided, under a digest of all it depends on; it belongs to no study."""
+
+    __tablename__ = "remember_verdicts"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    label: Mapped[str] = mapped_column(String(16))

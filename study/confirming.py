@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.findings import Findings
-from analysis.points import Point, recommend
+from analysis.points import Point
 from objectives.learn import Learning
 from storage.database import StudyStorage
 from storage.leases import LeaseBook, describe_this_process
 from storage.recorder import Recorder
+from study.seeds import derive_seed
 from study.worker import LEASE_SECONDS
 
 
@@ -21,19 +22,23 @@ def confirm(
     findings: Findings,
     should_stop: Callable[[], bool],
 ) -> bool:
-    """Ask the recommended members everything, test wordings included, from their saved files.
+    """Ask the members to confirm everything, test wordings included, from their saved files.
 
-    They are at most three: the one recommended, and the best with and without rehearsal. Return
-    False when asked to stop before all were asked.
+    Return False when asked to stop before all were asked.
     """
     record, leases = findings.record, LeaseBook(storage)
+    index_of = {trial.number: trial.asked_index for trial in record.trials}
     for point in unconfirmed(findings):
         if should_stop():
             return False
         assert point.adapter is not None
         learning.bank.load(0, Path(point.adapter))
         measured = learning.measure_everything(
-            0, epoch=point.epoch, trained_tokens=point.measurement.trained_tokens
+            0,
+            epoch=point.epoch,
+            trained_tokens=point.measurement.trained_tokens,
+            sampling=point.sampling,
+            noise_seed=derive_seed(record.seed, index_of[point.trial], "noise"),
         )
         learning.bank.release(0)
         lease = leases.acquire(
@@ -59,14 +64,10 @@ def unconfirmed(findings: Findings) -> list[Point]:
         for confirmed in trial.measurements
         if confirmed.purpose == "confirm"
     }
-    candidates = (
-        findings.recommended,
-        recommend(findings.front_with_rehearsal),
-        recommend(findings.front_without_rehearsal),
-    )
-    adapters = {(p.trial, p.epoch): p for p in candidates if p is not None}
     return [
         point
-        for key, point in adapters.items()
-        if key not in done and point.adapter is not None and Path(point.adapter).is_dir()
+        for point in findings.members_to_confirm
+        if (point.trial, point.epoch) not in done
+        and point.adapter is not None
+        and Path(point.adapter).is_dir()
     ]

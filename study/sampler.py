@@ -75,8 +75,16 @@ class SeededSampler(BaseSampler):
         sampler = self._of(study, trial)
         # The groups that sampling goes by are found while inferring.
         sampler.infer_relative_search_space(study, trial)
-        seen = study if self._reference is None else view_of(study, self._reference)
-        return sampler.sample_relative(seen, trial, search_space)
+        if self._reference is None:
+            return sampler.sample_relative(study, trial, search_space)
+        seen = view_of(study, self._reference)
+        own = seen.get_trials(deepcopy=False)[trial.number]
+        settings = sampler.sample_relative(seen, own, search_space)
+        # What it notes with the trial, other processes have to see.
+        noted = seen.get_trials(deepcopy=False)[trial.number].system_attrs
+        for name in noted.keys() - trial.system_attrs.keys():
+            study._storage.set_trial_system_attr(trial._trial_id, name, noted[name])
+        return settings
 
     def sample_independent(
         self,

@@ -22,7 +22,9 @@ def view_of(study: optuna.Study, reference: Reference) -> optuna.Study:
     """Return a copy of a study with two objectives in which trials are known by their best points.
 
     An ended trial that was inside the reference box at a rung is complete there, at the rung of
-    the largest area between its point and the reference; all others are as they are. Numbers stay.
+    the largest area between its point and the reference. One that reached a rung and never was
+    inside counts as pruned, for nothing else found outside is of use: with a high recall at too
+    high a loss it would pass for one of the best. Others are as they are. Numbers stay.
     """
     copy = optuna.create_study(storage=InMemoryStorage(), directions=study.directions)
     for trial in study.get_trials(deepcopy=False):

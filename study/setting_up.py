@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import optuna
 
@@ -18,7 +18,8 @@ from data.prompts import put_question
 from data.recipes import GREEDY, TRAINING_FORMATS
 from data.scenarios import Scenario
 from objectives.bank.probing import choose_slots
-from objectives.judges.matcher import Matcher
+from objectives.floors import measure_floors
+from objectives.judges.base import Judge
 from objectives.learn import Learning
 from objectives.models.base import BaseModel, TokenRules
 from objectives.models.devices import use_threads
@@ -35,14 +36,17 @@ from search_spaces.starting_points import (
     starting_points,
 )
 from storage.database import StudyStorage
+from storage.reader import read_study
 from storage.recorder import Recorder
 from study.adapter_shelf import AdapterShelf
 from study.budget import Budget
 from study.confirming import confirm
+from study.judge_making import LateCache, judge_config, make_study_judge
 from study.optuna_pruning import make_optuna_pruner
 from study.other_study import points_of_study
 from study.place import Place, open_place
 from study.pruning import Rungs, SuccessiveHalving
+from study.repeating import planned_repeats, train_again
 from study.sampler import SeededSampler
 from study.spec import ConfigurationError, StudySpec, TokensSpec
 from study.stored import (
@@ -91,6 +95,7 @@ def run_study(
         context_tokens=base.context_tokens,
         longest_qna_tokens=longest_qna_tokens(scenario, base),
     )
+    judge_config(spec.judge)
     samplings = spec.sampling_space
     grid = make_grid(space, samplings) if spec.sampler == "grid" else None
     first_points = _first_points(spec, space, samplings, base)
@@ -98,74 +103,105 @@ def run_study(
     slots = (
         _slots_to_start(spec, base, scenario, space, announce) if stored is None else stored.slots
     )
-    announce(f"asking {base.name} what it knows")
-    learning = Learning(
-        base,
-        scenario,
-        judge=Matcher(),
-        slots=slots,
-        max_rank=space.max_rank,
-        gradient_checkpointing=spec.engine.gradient_checkpointing,
-    )
-    if not learning.facts:
-        raise NothingToLearn(
-            f"{base.name} already knows all {len(scenario.facts)} facts; nothing to teach"
-        )
-    if learning.base.measurement.knowledge_loss.value is None:
-        raise ConfigurationError(
-            f"model: {base.name} knows fewer than {MIN_KNOWN_PER_RING} probes of every ring, so "
-            "that its knowledge loss cannot be measured; name a model that knows more"
-        )
-    with closing(open_place(place)) as storage:
-        recorder = Recorder(storage, place.name)
-        recorder.create_study_record(
-            config=spec.model_dump_json(),
-            fingerprint=_fingerprint(spec, scenario, base, space, samplings),
+    with ExitStack() as stack:
+        cache = LateCache()
+        if place.has_database:
+            cache.keep_in(stack.enter_context(closing(open_place(place))))
+        judge = make_study_judge(spec.judge, spec.engine, cache)
+        announce(f"asking {base.name} what it knows")
+        learning = Learning(
+            base,
+            scenario,
+            judge=judge,
             slots=slots,
-            seed=spec.seed,
+            max_rank=space.max_rank,
+            gradient_checkpointing=spec.engine.gradient_checkpointing,
         )
-        place.folder.mkdir(parents=True, exist_ok=True)
-        recorder.record_measurement(
-            None, learning.base.measurement, learning.base.verdicts, purpose="base"
-        )
-        reference = reference_of(spec, learning.base.measurement.recall.value)
-        worker = Worker(
-            settings=WorkerSettings(
-                study=place.name,
-                trials=spec.trials if grid is None else min(spec.trials, count_cells(grid)),
+        if not learning.facts:
+            raise NothingToLearn(
+                f"{base.name} already knows all {len(scenario.facts)} facts; nothing to teach"
+            )
+        if learning.base.measurement.knowledge_loss.value is None:
+            raise ConfigurationError(
+                f"model: {base.name} knows fewer than {MIN_KNOWN_PER_RING} probes of every ring, "
+                "so that its knowledge loss cannot be measured; name a model that knows more"
+            )
+        with closing(open_place(place)) as storage:
+            cache.keep_in(storage)
+            recorder = Recorder(storage, place.name)
+            recorder.create_study_record(
+                config=spec.model_dump_json(),
+                fingerprint=_fingerprint(spec, scenario, base, space, samplings, judge),
+                slots=slots,
                 seed=spec.seed,
-                space=space,
-                samplings=samplings,
-                goal=spec.goal,
-                rungs=_make_rungs(spec, len(learning.facts)),
-                pruner=SuccessiveHalving(
+            )
+            place.folder.mkdir(parents=True, exist_ok=True)
+            recorder.record_measurement(
+                None, learning.base.measurement, learning.base.verdicts, purpose="base"
+            )
+            if not read_study(storage, place.name).floors and not should_stop():
+                announce("asking the base with the facts in its prompt")
+                recorder.record_floors(
+                    measure_floors(
+                        base,
+                        learning.facts,
+                        judge=judge,
+                        base_recall=learning.base.measurement.recall,
+                    )
+                )
+            reference = reference_of(spec, learning.base.measurement.recall.value)
+            worker = Worker(
+                settings=WorkerSettings(
+                    study=place.name,
+                    trials=spec.trials if grid is None else min(spec.trials, count_cells(grid)),
+                    seed=spec.seed,
+                    space=space,
+                    samplings=samplings,
+                    goal=spec.goal,
+                    rungs=_make_rungs(spec, len(learning.facts)),
+                    pruner=SuccessiveHalving(
+                        reference=reference,
+                        reduction=spec.pruner.reduction,
+                        minimum_entries=spec.pruner.minimum_entries,
+                    ),
+                    checkpoints=place.checkpoints,
                     reference=reference,
-                    reduction=spec.pruner.reduction,
-                    minimum_entries=spec.pruner.minimum_entries,
+                    other_samplings=(
+                        tuple(map(find_preset, samplings.presets))
+                        if spec.asked_samplings == "all"
+                        else ()
+                    ),
+                    free_points=spec.free_points,
+                    flat_trials=spec.flat_trials,
+                    budget=Budget(**spec.budget.model_dump()),
                 ),
-                checkpoints=place.checkpoints,
-                reference=reference,
-                other_samplings=(
-                    tuple(map(find_preset, samplings.presets))
-                    if spec.asked_samplings == "all"
-                    else ()
+                study=_open_optuna_study(storage, spec, place.name, grid, first_points, reference),
+                storage=storage,
+                learning=learning,
+                recorder=recorder,
+                shelf=AdapterShelf(storage, recorder, place.name, place.adapters, reference),
+                watcher=watcher,
+                should_stop=should_stop,
+            )
+            if not worker.run():
+                return False
+            announce("asking the best adapters the test wordings")
+            if not confirm(storage, recorder, learning, find_in(storage, place), should_stop):
+                return False
+            repeats = planned_repeats(
+                find_in(storage, place), learning, seeds=spec.confirming_seeds
+            )
+            return train_again(
+                repeats,
+                study=place.name,
+                storage=storage,
+                recorder=recorder,
+                learning=learning,
+                should_stop=should_stop,
+                progressed=lambda done, of: announce(
+                    f"trained again with fresh seeds: {done} of {of}"
                 ),
-                free_points=spec.free_points,
-                flat_trials=spec.flat_trials,
-                budget=Budget(**spec.budget.model_dump()),
-            ),
-            study=_open_optuna_study(storage, spec, place.name, grid, first_points, reference),
-            storage=storage,
-            learning=learning,
-            recorder=recorder,
-            shelf=AdapterShelf(storage, recorder, place.name, place.adapters, reference),
-            watcher=watcher,
-            should_stop=should_stop,
-        )
-        if not worker.run():
-            return False
-        announce("asking the best adapters the test wordings")
-        return confirm(storage, recorder, learning, find_in(storage, place), should_stop)
+            )
 
 
 def load_engine(spec: StudySpec) -> BaseModel:
@@ -260,6 +296,7 @@ def _fingerprint(
     base: BaseModel,
     space: RecipeSpace,
     samplings: SamplingSpace,
+    judge: Judge,
 ) -> dict[str, str]:
     """Return what may not change within a study, each part short enough to be shown."""
     return {
@@ -271,7 +308,7 @@ def _fingerprint(
         ),
         "pruner": _digest(spec.pruner.model_dump_json()),
         "reference": _digest(spec.reference.model_dump_json()),
-        "judge": spec.judge,
+        "judge": judge.name,
         "measurement": str(MEASUREMENT_VERSION),
     } | _what_is_unusual(spec)
 

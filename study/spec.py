@@ -21,8 +21,10 @@ from pydantic import (
     model_validator,
 )
 
+from data.judge_config import DEFAULT_KEY_VARIABLE, JudgeKind
 from data.nearest_name import hint_at
 from data.recipes import SettingError
+from data.scenarios import ProbesMode
 from search_spaces.presets import DEFAULT_PRESETS, name_presets
 from search_spaces.recipe_space import RecipeSpace, SpaceName, named_space
 from search_spaces.sampling_space import DEFAULT_MATRIX, MATRIX, SamplingSpace
@@ -112,6 +114,26 @@ class StartFromSpec(_Part):
     best: Annotated[int, Field(ge=1, le=100)] = 5
 
 
+class EndpointSpec(_Part):
+    """A server that judges; see `data.judge_config.EndpointConfig`."""
+
+    base_url: str
+    model: str
+    timeout_seconds: float = 30.0
+    attempts: int = 4
+    requests_per_minute: float | None = None
+    concurrency: int = 4
+    key_variable: str = DEFAULT_KEY_VARIABLE
+
+
+class JudgeSpec(_Part):
+    """Who decides whether answers are right; see `data.judge_config.JudgeConfig`."""
+
+    kind: JudgeKind = "matcher"
+    model: str | None = None
+    endpoint: EndpointSpec | None = None
+
+
 class TokensSpec(_Part):
     """What is said about the model's tokens; see `objectives.models.base.TokenRules`."""
 
@@ -139,14 +161,19 @@ class StudySpec(_Part):
     name: Annotated[str, Field(pattern=r"^[\w][\w .-]{0,99}$")] | None = None
     facts: str | None = None
     model: Annotated[str, Field(min_length=1)] = "pocket"
+    knowledge: Literal["auto", "pocket", "common"] = "auto"
+    probes: str | None = None
+    probes_mode: ProbesMode = "extend"
+    rehearsal_facts: str | None = None
     trials: Annotated[int, Field(ge=1, le=100_000)] = 40
     slots: Annotated[int, Field(ge=1, le=1024)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     storage: str | None = None
     out: str = "runs"
-    judge: Literal["matcher"] = "matcher"
+    judge: JudgeSpec = JudgeSpec()
     sampler: SamplerName = "tpe"
     flat_trials: Annotated[int, Field(ge=1)] | None = None
+    confirming_seeds: Annotated[int, Field(ge=0, le=100)] = 3
     max_knowledge_loss: Annotated[float, Field(gt=0, lt=1)] | None = None
     single_objective: SingleObjectiveSpec | None = None
     asked_samplings: Literal["own", "all"] = "own"
@@ -162,6 +189,11 @@ class StudySpec(_Part):
     budget: BudgetSpec = BudgetSpec()
     tokens: TokensSpec = TokensSpec()
     engine: EngineSpec = EngineSpec()
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _judge_by_its_kind(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("sampling")
     @classmethod
@@ -192,6 +224,8 @@ class StudySpec(_Part):
                 f"free_points: {self.free_points} goes with presets, not with the matrix, whose "
                 "points rungs are not"
             )
+        if self.probes_mode == "replace" and self.probes is None:
+            raise ValueError("probes_mode: replace goes with a file of probes; name it in probes")
         if self.single_objective is not None and self.free_points != "none":
             raise ValueError(
                 f"free_points: {self.free_points} goes with two objectives; leave it out, or "

@@ -13,7 +13,8 @@ from analysis.points import Reference
 from analysis.verdict import Subject
 from data.facts import Fact, FactsError
 from data.measurements import Verdict
-from data.scenarios import Scenario, load_scenario
+from data.scenarios import Knowledge, Scenario, ShippedKnowledge, load_scenario
+from objectives.models.load import POCKET
 from storage.database import StudyNotFound, StudyStorage
 from storage.reader import read_study, read_verdicts
 from storage.records import StudyRecord
@@ -43,7 +44,8 @@ def is_finished(spec: StudySpec, place: Place) -> bool:
     if record.fingerprint["facts"] != facts_digest(load_study_scenario(spec)):
         return False  # the file has changed under its name
     with closing(open_place(place)) as storage:
-        return not unconfirmed(find_in(storage, place))
+        findings = find_in(storage, place)
+        return not unconfirmed(findings) and findings.are_repeated(spec.confirming_seeds)
 
 
 def find_in(storage: StudyStorage, place: Place) -> Findings:
@@ -78,8 +80,28 @@ def reference_of(spec: StudySpec, base_recall: float | None) -> Reference:
 
 
 def load_study_scenario(spec: StudySpec) -> Scenario:
-    """Return the scenario of a study: its facts file read anew, or the packaged facts."""
-    return load_scenario(None if spec.facts is None else Path(spec.facts))
+    """Return the scenario of a study: its files read anew, or what is packaged in their place.
+
+    Probes and facts to rehearse are by default those of the pocket model's world for that model,
+    and for any other those that large models know in common.
+
+    Raises:
+        FactsError: If a file cannot be used, or two of them ask the same.
+    """
+    auto: ShippedKnowledge = "pocket" if spec.model == POCKET else "common"
+    return load_scenario(
+        _path(spec.facts),
+        Knowledge(
+            shipped=auto if spec.knowledge == "auto" else spec.knowledge,
+            probes=_path(spec.probes),
+            probes_mode=spec.probes_mode,
+            rehearsal=_path(spec.rehearsal_facts),
+        ),
+    )
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def facts_digest(scenario: Scenario) -> str:

@@ -16,6 +16,7 @@ from analysis.points import Point, Reference, front_points
 from data.measurements import Measurement
 from data.recipes import GREEDY, Recipe, Sampling
 from objectives.bank.checkpoint import CHECKPOINT_FILE, restore_checkpoint, save_checkpoint
+from objectives.judges.base import JudgeUnreachable
 from objectives.learn import Learning, Measured, Turn
 from search_spaces.recipe_space import RecipeSpace, suggest_recipe
 from search_spaces.sampling_space import SamplingSpace, suggest_sampling
@@ -110,6 +111,7 @@ class Worker:
     _sitting_id: int = field(init=False)
     _effort: Effort = field(init=False)
     _renewed: float = field(default_factory=time.monotonic)
+    _taken_up: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._leases = LeaseBook(self.storage)
@@ -152,7 +154,8 @@ class Worker:
                     )
                 return True
             held = len(self._occupants)
-            ended = self._step()
+            # Of those taken up again, some were saved before they could be measured.
+            ended = self._saved_at_epoch_end() or self._step()
             self.watcher.stepped(self._describe_running())
             due = [slot for slot in ended if self._is_due(slot)]
             if due:
@@ -164,6 +167,12 @@ class Worker:
             may_have_room = len(self._occupants) < held
         self._give_back()
         return False
+
+    def _saved_at_epoch_end(self) -> tuple[int, ...]:
+        """Return, once, the slots that were taken up where an epoch had just ended."""
+        slots = tuple(slot for slot in self._taken_up if slot in self._occupants)
+        self._taken_up.clear()
+        return slots
 
     def _step(self) -> tuple[int, ...]:
         bank = self.learning.bank
@@ -271,6 +280,8 @@ class Worker:
             default=0,
         )
         occupant.last = _last_greedy(record, trained_tokens)
+        if self.learning.bank.progress(slot).is_at_epoch_end:
+            self._taken_up.append(slot)
         self._occupants[slot] = occupant
         self.watcher.trial_started(trial.number, occupant.recipe, resumed=resumed)
 
@@ -312,7 +323,11 @@ class Worker:
             for slot in alive
         ]
         begun = time.monotonic()
-        measured_turns = self.learning.measure(turns) if turns else []
+        try:
+            measured_turns = self.learning.measure(turns) if turns else []
+        except JudgeUnreachable:
+            self._give_back()
+            raise
         self._effort.asking_seconds += time.monotonic() - begun
         # Asking may have taken longer than a lease lasts, and so may a suspended machine.
         self._renew_leases()

@@ -63,13 +63,15 @@ class Counters:
 class Progress:
     """What a slot's trial has done so far; of an empty slot, nothing.
 
-    `epoch` counts completed epochs; `finished` says that all of the recipe's are. `failure` is the
-    reason why a trial stopped before, with the weights of its last good step. The other fields are
-    those of `Counters`; `highest_learning_rate` is the largest rate of any step taken.
+    `epoch` counts completed epochs; `finished` says that all of the recipe's are, and
+    `is_at_epoch_end` that no step was taken since one was completed. `failure` is the reason why a
+    trial stopped before, with the weights of its last good step. The other fields are those of
+    `Counters`; `highest_learning_rate` is the largest rate of any step taken.
     """
 
     epoch: int = 0
     finished: bool = False
+    is_at_epoch_end: bool = False
     steps: int = 0
     trained_tokens: int = 0
     padding_tokens: int = 0
@@ -222,6 +224,7 @@ class Bank:
         return Progress(
             epoch=counters.epoch,
             finished=training.finished,
+            is_at_epoch_end=counters.steps > 0 and counters.position == 0,
             steps=counters.steps,
             trained_tokens=counters.trained_tokens,
             padding_tokens=counters.padding_tokens,

@@ -8,6 +8,14 @@ from typing import Protocol
 from data.measurements import Answer, Verdict
 
 
+class JudgeError(RuntimeError):
+    """A judge cannot be used as it is set up; the message names the setting and what to do."""
+
+
+class JudgeUnreachable(RuntimeError):
+    """A judge gives no reply for now; what it was to judge can be judged later."""
+
+
 class Judge(Protocol):
     """Decides about answers one by one; an answer's text is untrusted."""
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from objectives.answers.batches import batch_rows
 from objectives.answers.cache import may_share_beginnings
@@ -81,21 +82,46 @@ def _sum_nats(
     router: AdapterRouter,
 ) -> NDArray[np.float64]:
     """Return the summed cross-entropy of each document's tokens but the first, (documents)."""
-    if may_share_beginnings(base.model):
-        rows = share_beginnings(base, documents, slots)
-    else:
-        rows = lay_out_rows(base, documents)
-    predicting = np.concatenate([entries[:-1] for entries in rows.entries_of])
-    read, places = np.unique(predicting, return_inverse=True)
+    logits, places = logits_after(
+        base, documents, slots, [slice(0, len(each) - 1) for each in documents], router
+    )
     labels = [token for document in documents for token in document[1:]]
+    chosen = logits[places, torch.tensor(labels, device=base.device)]
+    nats = (logits.logsumexp(dim=-1)[places] - chosen).double().cpu().numpy()
+    owners = np.repeat(np.arange(len(documents)), [len(document) - 1 for document in documents])
+    return np.bincount(owners, weights=nats, minlength=len(documents)).astype(np.float64)
+
+
+def logits_after(
+    base: BaseModel,
+    rows: Sequence[tuple[int, ...]],
+    slots: Sequence[int],
+    parts: Sequence[slice],
+    router: AdapterRouter,
+) -> tuple[Tensor, Tensor]:
+    """Return the logits that follow a part of each row's tokens.
+
+    Args:
+        base: The model.
+        rows: Token ids.
+        slots: By whose adapter each row is read.
+        parts: After which of its tokens each row's logits are wanted.
+        router: Where the adapters are.
+
+    Returns:
+        Logits (distinct places, vocabulary) in single precision, and the place of every wanted
+        token, row after row.
+    """
+    if may_share_beginnings(base.model):
+        laid = share_beginnings(base, rows, slots)
+    else:
+        laid = lay_out_rows(base, rows)
+    wanted = [entries[part] for entries, part in zip(laid.entries_of, parts, strict=True)]
+    read, places = np.unique(np.concatenate(wanted), return_inverse=True)
     with (
-        router.answering(np.asarray(slots)[rows.owners].tolist()),
-        attending(base.model, rows) as arguments,
+        router.answering(np.asarray(slots)[laid.owners].tolist()),
+        attending(base.model, laid) as arguments,
         logits_only_of(base.model, torch.from_numpy(read).to(base.device)),
     ):
         logits = base.model(**arguments).logits.float()
-    places_read = torch.from_numpy(places).to(base.device)
-    chosen = logits[places_read, torch.tensor(labels, device=base.device)]
-    nats = (logits.logsumexp(dim=-1)[places_read] - chosen).double().cpu().numpy()
-    owners = np.repeat(np.arange(len(documents)), [len(document) - 1 for document in documents])
-    return np.bincount(owners, weights=nats, minlength=len(documents)).astype(np.float64)
+    return logits, torch.from_numpy(places).to(base.device)

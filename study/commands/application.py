@@ -45,6 +45,18 @@ NameOption = Annotated[
     str | None, typer.Option(help="Name of the study; default: made from facts and model.")
 ]
 OutOption = Annotated[Path | None, typer.Option(help="Folder for results; default: runs.")]
+ProbesOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Your own probes, a file with question and answer; default: those shipped alone."
+    ),
+]
+RehearsalOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Your own known facts to rehearse, such a file; default: those shipped alone."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -76,10 +88,12 @@ def run_application(arguments: Sequence[str]) -> int:
     # The subcommands register themselves when they are imported, and are not used by name.
     import study.commands.asking
     import study.commands.doctor
+    import study.commands.judging
     import study.commands.pocket
     import study.commands.running
     import study.commands.showing  # noqa: F401
     from objectives.bank.checkpoint import CheckpointError
+    from objectives.judges.base import JudgeError, JudgeUnreachable
     from objectives.models.base import ModelError
 
     debug = "--debug" in arguments
@@ -91,6 +105,9 @@ def run_application(arguments: Sequence[str]) -> int:
     except Interrupted as interruption:
         messages.print("interrupted")
         return interruption.code
+    except JudgeUnreachable as waiting:
+        messages.print(Text(str(waiting)), soft_wrap=True)
+        return FAILED
     except (NothingToLearn, NothingUsable) as ending:
         messages.print(Text(str(ending)))
         return NOTHING_USABLE
@@ -101,6 +118,7 @@ def run_application(arguments: Sequence[str]) -> int:
         StorageError,
         ModelError,
         CheckpointError,
+        JudgeError,
     ) as error:
         if debug:
             traceback.print_exc()

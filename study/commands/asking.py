@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.tables import show_samplings
-from analysis.wording import say_estimate, say_phrasing, show_text
+from analysis.wording import say_estimate, say_left_out, say_phrasing, show_text
 from data.measurements import Estimate
 from data.prompts import Prompt, PromptStyle, put_question
 from data.recipes import GREEDY, Sampling
-from data.scenarios import load_scenario
+from data.scoring import is_in_mean
 from objectives.answers.generate import generate
 from objectives.answers.request import Request
 from objectives.bank.bank import Bank
@@ -32,6 +32,8 @@ from study.commands.application import (
     JsonOption,
     NameOption,
     OutOption,
+    ProbesOption,
+    RehearsalOption,
     StorageOption,
     application,
     messages,
@@ -40,7 +42,7 @@ from study.commands.application import (
 from study.commands.showing import TrialArgument, find_adapter, opened_study
 from study.setting_up import check_lengths, load_engine
 from study.spec import ConfigurationError, StudySpec
-from study.stored import find_in
+from study.stored import find_in, load_study_scenario
 
 
 @application.command()
@@ -84,6 +86,8 @@ def measure(
     model: Annotated[
         str | None, typer.Option(help="“pocket”, a model folder, or a hub id; default: pocket.")
     ] = None,
+    probes: ProbesOption = None,
+    rehearsal: RehearsalOption = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT LoRA adapter.")] = None,
     trial: Annotated[int | None, typer.Option(help="Or a trial whose adapter was kept.")] = None,
     presets: Annotated[
@@ -110,12 +114,13 @@ def measure(
             assert kept is not None
             adapter = Path(kept)
             spec = StudySpec.model_validate_json(findings.record.config)
-            facts = facts or (None if spec.facts is None else Path(spec.facts))
     samplings = None if presets is None else _samplings(presets)
     if samplings is not None and adapter is None:
         raise ConfigurationError("presets: they are measured of an adapter; name one, or a trial")
+    named = {"facts": facts, "probes": probes, "rehearsal_facts": rehearsal}
+    spec = spec.model_copy(update={name: str(path) for name, path in named.items() if path})
+    scenario = load_study_scenario(spec)
     base = load_engine(spec)
-    scenario = load_scenario(facts)
     check_lengths(scenario, base)
     rank = 1 if adapter is None else adapter_rank(adapter)
     learning = Learning(base, scenario, judge=Matcher(), slots=1, max_rank=rank)
@@ -206,7 +211,8 @@ def _print_measured(measured: Measured, learning: Learning, adapter: Path | None
     table.add_row("knowledge loss", say_estimate(measurement.knowledge_loss))
     for ring in measurement.rings:
         table.add_row(
-            f"  {ring.ring}", f"{ring.lost} of {ring.known} known lost, {ring.gained} gained"
+            f"  {ring.ring}",
+            f"{ring.lost} of {ring.known} known lost, {ring.gained} gained{say_left_out(ring)}",
         )
     drift = measurement.drift_nats
     table.add_row("drift", "not measured" if drift is None else f"{drift:+.3f} nats per token")
@@ -234,6 +240,7 @@ def _as_json(measured: Measured, learning: Learning, adapter: Path | None) -> di
                 "known": ring.known,
                 "lost": ring.lost,
                 "gained": ring.gained,
+                "in_mean": is_in_mean(ring),
             }
             for ring in measurement.rings
         ],

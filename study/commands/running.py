@@ -29,6 +29,8 @@ from study.commands.application import (
     NameOption,
     NothingUsable,
     OutOption,
+    ProbesOption,
+    RehearsalOption,
     StorageOption,
     application,
     messages,
@@ -47,13 +49,15 @@ def run(
     facts: Annotated[
         Path | None,
         typer.Argument(
-            help="CSV, JSONL or TOML with question and answer; default: the 2023 Oscars."
+            help="CSV, TSV, JSONL or TOML with question and answer; default: the 2023 Oscars."
         ),
     ] = None,
     study: Annotated[Path | None, typer.Option(help="Study file (TOML).")] = None,
     model: Annotated[
         str | None, typer.Option(help="“pocket”, a model folder, or a hub id; default: pocket.")
     ] = None,
+    probes: ProbesOption = None,
+    rehearsal: RehearsalOption = None,
     trials: Annotated[
         int | None, typer.Option(help="The study's total of asked trials; default: 40.")
     ] = None,
@@ -79,6 +83,8 @@ def run(
         {
             "facts": None if facts is None else str(facts),
             "model": model,
+            "probes": None if probes is None else str(probes),
+            "rehearsal_facts": None if rehearsal is None else str(rehearsal),
             "trials": trials,
             "slots": slots,
             "storage": storage,
@@ -101,6 +107,7 @@ def run(
             for more in (findings.kept_aside_sentence, findings.conclusion.rehearsal):
                 if more:
                     results.print(Text(more), soft_wrap=True)
+            results.print(Text(findings.conclusion.thresholds, style="dim"), soft_wrap=True)
             results.print()
             results.print(show_front(findings))
             if findings.recommended is not None:
@@ -142,6 +149,23 @@ def describe(findings: Findings, place: Place) -> dict[str, object]:
         "answer": findings.conclusion.answer,
         "sentence": findings.conclusion.sentence,
         "kept_aside_recall": findings.kept_aside.value,
+        "confirmed": [
+            {
+                "trial": point.trial,
+                "epoch": point.epoch,
+                "seeds": confirmation.seeds,
+                "recall": confirmation.recall.value,
+                "recall_interval": [confirmation.recall.low, confirmation.recall.high],
+                "recall_on_search_wordings": confirmation.recall_on_search_wordings.value,
+                "knowledge_loss": confirmation.knowledge_loss.value,
+                "knowledge_loss_interval": [
+                    confirmation.knowledge_loss.low,
+                    confirmation.knowledge_loss.high,
+                ],
+            }
+            for point in findings.members_to_confirm
+            if (confirmation := findings.confirmation_of(point)).seeds
+        ],
         "trials": {
             **{state: states.count(state) for state in ("complete", "pruned", "failed")},
             "measured": len(findings.points),
@@ -154,6 +178,16 @@ def describe(findings: Findings, place: Place) -> dict[str, object]:
             "recall_interval": [base.recall.low, base.recall.high],
             "known_probes": sum(ring.known for ring in base.rings),
         },
+        "floors": [
+            {
+                "name": floor.name,
+                "recall": floor.recall.value,
+                "recall_interval": [floor.recall.low, floor.recall.high],
+                "context_tokens": floor.context_tokens,
+                "reason": floor.reason,
+            }
+            for floor in findings.record.floors
+        ],
         "front": [
             {
                 "trial": point.trial,

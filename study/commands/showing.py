@@ -131,9 +131,9 @@ def show(
         findings = find_in(opened, place)
         record = find_trial(findings, trial)
         examples: tuple[Example, ...] = ()
-        if record.measurements and findings.record.base:
+        if record.searched and findings.record.base:
             before = read_verdicts(opened, findings.record.base.id)
-            after = read_verdicts(opened, record.measurements[-1].id)
+            after = read_verdicts(opened, record.searched[-1].id)
             examples = choose_examples(pair_verdicts(before, after), count=8)
         results.print(show_trial(record, findings.base, examples))
 

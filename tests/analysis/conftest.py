@@ -16,6 +16,7 @@ from data.measurements import (
     NOT_MEASURED,
     Answer,
     Estimate,
+    Floor,
     Label,
     Measurement,
     RecallPart,
@@ -72,6 +73,7 @@ class StudyMaker:
 
     trials: list[TrialRecord] = field(default_factory=list)
     measured: int = 0
+    floors: tuple[Floor, ...] = ()
 
     def measure(
         self,
@@ -84,10 +86,12 @@ class StudyMaker:
         purpose: Purpose = "rung",
         sampling: Sampling = GREEDY,
         width: float = 0.05,
+        repeat: int = 0,
     ) -> MeasurementRecord:
         """Return the next measurement with recall the same in all styles and two rings."""
         self.measured += 1
-        phrasings = ("validation", "test") if purpose == "confirm" else ("validation",)
+        asks_everything = purpose in ("confirm", "repeat", "yardstick")
+        phrasings = ("validation", "test") if asks_everything else ("validation",)
         parts = (
             RecallPart(phrasing=phrasing, style=style, recall=estimate(recall, width))
             for phrasing in phrasings
@@ -120,6 +124,7 @@ class StudyMaker:
                 generated_tokens=100,
             ),
             recorded_at=BEGUN + timedelta(seconds=self.measured),
+            repeat=repeat,
         )
 
     def add(
@@ -133,11 +138,13 @@ class StudyMaker:
         learning_rate: float = 1e-3,
         sampled: tuple[Sampling, float] | None = None,
         confirmed: tuple[float, float] | None = None,
+        repeated: Sequence[tuple[float, float]] = (),
     ) -> StudyMaker:
         """Add a trial measured at (epoch, recall, loss); an epoch trains 1,000 tokens.
 
         A complete trial's last rung is its final measurement; `sampled` adds a recall of it under
-        another sampling, `confirmed` a recall and loss measured again.
+        another sampling, `confirmed` a recall and loss measured again, `repeated` those of the
+        recipe under fresh seeds.
         """
         number = len(self.trials)
         last_epoch, _, last_loss = rungs[-1] if rungs else (0, None, None)
@@ -173,6 +180,12 @@ class StudyMaker:
                     *confirmed, trial=number, epoch=last_epoch, purpose="confirm", width=width
                 )
             )
+        kept += [
+            self.measure(
+                *each, trial=number, epoch=last_epoch, purpose="repeat", width=width, repeat=seed
+            )
+            for seed, each in enumerate(repeated, start=1)
+        ]
         self.trials.append(
             TrialRecord(
                 number=number,
@@ -204,9 +217,24 @@ class StudyMaker:
         )
         return self
 
-    def study(self, *, base_recall: float | None = 0.0, has_base: bool = True) -> StudyRecord:
-        """Return the study with the base recorded last, under the next id."""
-        base = (self.measure(base_recall, None, purpose="base"),) if has_base else ()
+    def study(
+        self,
+        *,
+        base_recall: float | None = 0.0,
+        has_base: bool = True,
+        yardstick: Sequence[tuple[float, float]] = (),
+    ) -> StudyRecord:
+        """Return the study with the base recorded last, under the next id.
+
+        `yardstick` are the recalls and losses of the webui's recipe under fresh seeds.
+        """
+        base: tuple[MeasurementRecord, ...] = ()
+        if has_base:
+            base = (self.measure(base_recall, None, purpose="base"),)
+        base += tuple(
+            self.measure(*each, epoch=3, purpose="yardstick", repeat=seed)
+            for seed, each in enumerate(yardstick, start=1)
+        )
         return StudyRecord(
             name="oscars-pocket",
             config="",
@@ -216,6 +244,7 @@ class StudyMaker:
             created_at=BEGUN,
             base_measurements=base,
             trials=tuple(self.trials),
+            floors=self.floors,
         )
 
     def findings(
@@ -223,11 +252,13 @@ class StudyMaker:
         *,
         base_recall: float | None = 0.0,
         has_base: bool = True,
+        yardstick: Sequence[tuple[float, float]] = (),
         subject: Subject = SUBJECT,
         reference: Reference = REFERENCE,
     ) -> Findings:
         """Return what the study found."""
-        return find(self.study(base_recall=base_recall, has_base=has_base), subject, reference)
+        study = self.study(base_recall=base_recall, has_base=has_base, yardstick=yardstick)
+        return find(study, subject, reference)
 
 
 @dataclass(frozen=True)

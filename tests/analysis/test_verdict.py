@@ -24,8 +24,36 @@ def test_yes_names_the_adapter_its_recall_and_its_loss_with_intervals(maker: Stu
     )
 
 
-def test_the_bounds_themselves_are_a_yes(maker: StudyMaker) -> None:
-    assert maker.add((1, 0.80, 0.10)).findings().conclusion.answer == "yes"
+def test_intervals_that_end_at_the_bounds_are_a_yes(maker: StudyMaker) -> None:
+    assert maker.add((1, 0.85, 0.05)).findings().conclusion.answer == "yes"
+
+
+def test_an_interval_that_passes_a_bound_is_partly(maker: StudyMaker) -> None:
+    conclusion = maker.add((1, 0.84, 0.06)).findings().conclusion
+    assert conclusion.answer == "partly"
+    assert conclusion.sentence.startswith(
+        "Partly: the recall may be below 80 % and the loss may be above 10 %. Trial 0 after"
+    )
+
+
+def test_a_member_trained_again_is_judged_by_that(maker: StudyMaker) -> None:
+    repeated = [(0.90, 0.02), (0.94, 0.03), (0.92, 0.04)]
+    findings = maker.add((8, 0.99, 0.01), repeated=repeated).findings(subject=SUBJECT)
+    # By hand: means 0.92 and 0.03, both with a deviation of 0.02 or 0.01 over three seeds, whose
+    # means Student's interval leaves open by 4.303 * 0.02 / sqrt(3) = 0.0497 and 0.0248; with the
+    # facts' 0.05 that is 0.0705. The losses' lower ends are cut at 0: their mean is 0.
+    assert findings.conclusion.answer == "yes"
+    assert findings.conclusion.sentence == (
+        "Yes. Trial 0 after 8 epochs, trained again with 3 fresh seeds, answers 92 % (95 % "
+        "interval 85–99 %) of novel questions about the 23 new facts right; of what the model "
+        "knew it now gets 3 % (0–9 %) wrong."
+    )
+    worse = [(0.60, 0.02), (0.58, 0.03), (0.62, 0.04)]
+    other = maker.add((8, 0.99, 0.0), repeated=worse).findings(subject=SUBJECT)
+    assert other.recommended is not None
+    assert other.recommended.trial == 1
+    assert other.conclusion.answer == "partly"
+    assert other.conclusion.sentence.startswith("Partly: the recall stays below 80 %.")
 
 
 def test_partly_says_that_recall_is_missing(maker: StudyMaker) -> None:

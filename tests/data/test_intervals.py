@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from data.intervals import (
     bootstrap_t_interval,
     mcnemar_p_value,
+    pool_repeats,
     stratified_loss_interval,
     wilson_interval,
 )
@@ -255,3 +256,53 @@ def test_impossible_counts_and_levels_are_refused() -> None:
         wilson_interval(1, 2, level=1.0)
     with pytest.raises(ValueError, match="only_second: -1"):
         mcnemar_p_value(1, -1)
+
+
+def _made(value: float, low: float, high: float) -> Estimate:
+    return Estimate(value=value, low=low, high=high, count=23)
+
+
+def test_repeats_are_pooled_by_hand() -> None:
+    pooled = pool_repeats([_made(0.6, 0.5, 0.7), _made(0.7, 0.6, 0.8), NOT_MEASURED])
+    low, value, high = _bounds(pooled)
+    # Deviation 0.0707 over two seeds: 12.706 * 0.0707 / sqrt(2) = 0.6353, with 0.1 of the facts.
+    assert value == pytest.approx(0.65)
+    assert low == pytest.approx(0.65 - math.hypot(0.1, 0.6353), abs=1e-4)
+    assert high == 1
+    assert pooled.count == 23
+
+
+def test_one_training_keeps_its_interval_and_none_is_not_measured() -> None:
+    assert pool_repeats([_made(0.6, 0.5, 0.8)]) == _made(0.6, 0.5, 0.8)
+    assert pool_repeats([]) == NOT_MEASURED
+    assert pool_repeats([NOT_MEASURED]) == NOT_MEASURED
+
+
+def test_pooled_intervals_of_recall_cover_at_least_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(31)
+    coverage = []
+    for facts, mean, seed_deviation in [
+        (facts, mean, deviation)
+        for facts in (10, 23)
+        for mean in (0.5, 0.8)
+        for deviation in (0.0, 0.05)
+    ]:
+        covered = []
+        for _ in range(100):
+            # The facts are the same under every seed, which shifts all of them alike.
+            chances = generator.beta(mean * 2, (1 - mean) * 2, facts)
+            repeats = [
+                bootstrap_t_interval(
+                    list(
+                        generator.binomial(
+                            12, np.clip(chances + generator.normal(0, seed_deviation), 0, 1)
+                        )
+                        / 12
+                    )
+                )
+                for _ in range(3)
+            ]
+            covered.append(_covers(pool_repeats(repeats), mean))
+        coverage.append(sum(covered) / len(covered))
+    assert sum(coverage) / len(coverage) >= 0.95
+    assert min(coverage) >= 0.88

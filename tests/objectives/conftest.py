@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from data.prompts import Prompt
 from objectives.models.base import BaseModel
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -126,3 +128,24 @@ def shifting_router(talking_base: BaseModel) -> ShiftingRouter:
     generator = torch.Generator().manual_seed(7)
     strengths = torch.tensor([[0.0], [0.3], [1.0], [3.0]])
     return ShiftingRouter(talking_base, strengths * torch.randn(4, 32, generator=generator))
+
+
+@pytest.fixture(scope="session")
+def prompts() -> tuple[Prompt, ...]:
+    """Return twelve prompts of two to eleven tokens, some of equal length."""
+    draw = random.Random(0)
+    questions = [
+        "".join(f" w{draw.randrange(24)}" for _ in range(draw.randint(1, 9))) + "?"
+        for _ in range(12)
+    ]
+    return tuple(
+        Prompt(
+            text=question + "\n",
+            style="plain",
+            phrasing="probe",
+            subject=f"subject {number}",
+            question=question,
+            accepted=("w1",),
+        )
+        for number, question in enumerate(questions)
+    )

@@ -16,7 +16,14 @@ import pytest
 from sqlalchemy import Dialect, inspect, make_url, text
 from sqlalchemy.schema import CreateTable
 
-from storage.database import StorageError, StudyStorage, open_storage, show_url, sqlite_file
+from storage.database import (
+    REMEMBER_SCHEMA_VERSION,
+    StorageError,
+    StudyStorage,
+    open_storage,
+    show_url,
+    sqlite_file,
+)
 from storage.tables import Row, database_seconds
 
 DIALECTS = [make_url(f"{name}://").get_dialect()() for name in ("postgresql", "mysql")]
@@ -229,9 +236,21 @@ class TestBadInput:
         url = f"sqlite:///{tmp_path}/study.db"
         open_storage(url).close()
         with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
-            connection.execute("UPDATE remember_schema SET version = 2")
+            connection.execute("UPDATE remember_schema SET version = 99")
             connection.commit()
-        with pytest.raises(
-            StorageError, match=r"newer remember-me \(schema 2, this one knows 1\)"
-        ):
+        known = f"this one knows {REMEMBER_SCHEMA_VERSION}"
+        with pytest.raises(StorageError, match=rf"newer remember-me \(schema 99, {known}\)"):
             open_storage(url)
+
+    def test_tables_of_an_older_remember_are_completed(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path}/study.db"
+        open_storage(url).close()
+        with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+            connection.execute("UPDATE remember_schema SET version = 1")
+            connection.execute("DROP TABLE remember_floors")
+            connection.commit()
+        open_storage(url).close()
+        with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+            versions = connection.execute("SELECT version FROM remember_schema").fetchall()
+            floors = connection.execute("SELECT * FROM remember_floors").fetchall()
+        assert (versions, floors) == ([(REMEMBER_SCHEMA_VERSION,)], [])

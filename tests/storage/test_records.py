@@ -18,6 +18,7 @@ from data.measurements import (
     NOT_MEASURED,
     Answer,
     Estimate,
+    Floor,
     Label,
     Measurement,
     RecallPart,
@@ -32,7 +33,7 @@ from storage.leases import Lease, LeaseBook, LeaseLost
 from storage.reader import list_studies, read_study, read_verdicts
 from storage.recorder import FingerprintMismatch, Recorder
 from storage.records import Costs, TrialRecord
-from storage.tables import AnswerRow, MeasurementRow, PromptRow, Row
+from storage.tables import AnswerRow, FloorRow, MeasurementRow, PromptRow, Row
 
 RECIPE = Recipe(
     epochs=24,
@@ -322,6 +323,41 @@ class TestMeasurements:
         assert only_trial(storage).measurements[0].adapter == "adapters/3"
         recorder.set_adapter(measurement, None)
         assert only_trial(storage).measurements[0].adapter is None
+
+
+class TestFloors:
+    BASE = Floor(name="base", recall=measured().recall, context_tokens=0.0)
+    ALL = Floor(
+        name="all facts", recall=NOT_MEASURED, context_tokens=None, reason="632 tokens, 512 fit"
+    )
+    BEST = Floor(name="best fact", recall=measured(recall=0.7).recall, context_tokens=71 / 3)
+
+    def test_they_are_read_back_equal_and_in_order(
+        self, storage: StudyStorage, recorder: Recorder
+    ) -> None:
+        assert read_study(storage, "oscars").floors == ()
+        recorder.record_floors([self.BASE, self.ALL, self.BEST])
+        assert read_study(storage, "oscars").floors == (self.BASE, self.ALL, self.BEST)
+
+    def test_each_is_written_once(self, storage: StudyStorage, recorder: Recorder) -> None:
+        recorder.record_floors([self.BASE])
+        recorder.record_floors([replace(self.BASE, context_tokens=9.0), self.BEST])
+        assert read_study(storage, "oscars").floors == (self.BASE, self.BEST)
+
+    def test_they_belong_to_their_study_and_leave_with_it(
+        self, storage: StudyStorage, recorder: Recorder
+    ) -> None:
+        other = Recorder(storage, "nobels")
+        other.create_study_record(config="", fingerprint={}, slots=1, seed=0)
+        recorder.record_floors([self.BASE, self.BEST])
+        other.record_floors([self.ALL])
+        delete_study(storage, "oscars")
+        assert read_study(storage, "nobels").floors == (self.ALL,)
+        assert count_rows(storage, FloorRow) == 1
+
+    def test_those_of_a_study_without_a_record_are_refused(self, storage: StudyStorage) -> None:
+        with pytest.raises(StudyNotFound, match="'nobels' has no record"):
+            Recorder(storage, "nobels").record_floors([self.BASE])
 
 
 class TestVerdicts:

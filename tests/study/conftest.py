@@ -197,7 +197,7 @@ def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning])
                 study_name=STUDY,
                 storage=storage,
                 directions=goal.directions,
-                sampler=SeededSampler(seed),
+                sampler=SeededSampler(seed, reference=None if goal.is_single else REFERENCE),
                 pruner=make_optuna_pruner(optuna_pruner, reduction=2, minimum=1),
                 load_if_exists=True,
             )

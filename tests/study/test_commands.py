@@ -298,6 +298,12 @@ def test_a_study_from_its_first_run_to_its_last_adapter(
     assert trials["complete"] + trials["pruned"] + trials["failed"] == 3
     assert trials["measured"] >= trials["complete"] > 0
     assert (shown["base"]["recall"], shown["base"]["knowledge_loss"]) == (0, 0)
+    floors = {floor["name"]: floor for floor in shown["floors"]}
+    assert (floors["base"]["recall"], floors["base"]["context_tokens"]) == (0, 0)
+    assert floors["all facts"]["context_tokens"] > floors["best fact"]["context_tokens"] > 0
+    assert "| the best-matching fact in the prompt | " in (
+        (tmp_path / "runs/tiny/RESULTS.md").read_text(encoding="utf-8")
+    )
     assert (code == 0) == bool(shown["front"])
     assert shown["front"]
     for member in shown["front"]:
@@ -316,7 +322,10 @@ def test_a_study_from_its_first_run_to_its_last_adapter(
         assert run_json(capsys, "run", *files) == (code, shown)
 
     # A larger total goes on with it.
-    code, continued = run_json(capsys, "run", *files, "--trials", "4")
+    with monkeypatch.context() as asked_once:
+        asked_once.delattr("study.setting_up.measure_floors")
+        code, continued = run_json(capsys, "run", *files, "--trials", "4")
+    assert continued["floors"] == unconfirmed["floors"]
     assert sum(continued["trials"][state] for state in ("complete", "pruned", "failed")) == 4
 
     # Other facts, another space or another seed under its name are another study.

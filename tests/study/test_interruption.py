@@ -97,6 +97,6 @@ def _searched(record: StudyRecord, number: int) -> tuple[object, ...]:
     measured = [
         (kept.id, kept.measurement, kept.recorded_at)
         for kept in trial.measurements
-        if kept.purpose != "confirm"
+        if kept.purpose not in ("confirm", "repeat")
     ]
     return (trial.state, trial.reason, trial.recipe, trial.costs, measured)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from pathlib import Path
+
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from analysis.points import Reference
+from storage.database import open_storage
 from study.goal import Goal
 from study.rung_vectors import RungVector, make_stamp, store_vector
 from study.sampler import STARTUP_TRIALS, SeededSampler
@@ -54,6 +58,14 @@ def test_a_stopped_trial_is_known_by_the_best_point_it_went_through() -> None:
     assert study.get_trials()[0].state == TrialState.PRUNED  # the study itself is as it was
 
 
+def test_who_never_was_inside_counts_as_pruned_however_high_its_recall() -> None:
+    study = make_study()
+    study.tell(ask(study, (0.9, 0.7)), values=(0.9, 0.7))
+    study.tell(ask(study), values=(0.9, 0.7))  # no rung was reached: nothing is known against it
+    states = [trial.state for trial in view_of(study, REFERENCE).get_trials()]
+    assert states == [TrialState.PRUNED, TrialState.COMPLETE]
+
+
 def test_points_of_another_reference_are_not_read() -> None:
     study = make_study()
     study.tell(ask(study, (0.5, 0.3)), state=TrialState.PRUNED)
@@ -94,3 +106,21 @@ def test_tpe_goes_where_stopped_trials_were_good() -> None:
         return low / 100
 
     assert run(REFERENCE) > run(None) + 0.2
+
+
+def test_running_trials_are_known_to_other_processes_whatever_their_ids(tmp_path: Path) -> None:
+    with closing(open_storage(f"sqlite:///{tmp_path / 'study.db'}")) as storage:
+        other = optuna.create_study(storage=storage, directions=["maximize", "minimize"])
+        for _ in range(3):
+            other.ask()  # the next study's ids are not its numbers
+        study = optuna.create_study(
+            storage=storage,
+            directions=["maximize", "minimize"],
+            sampler=SeededSampler(0, reference=REFERENCE),
+        )
+        for _ in range(STARTUP_TRIALS):
+            study.tell(ask(study, (0.5, 0.3)), state=TrialState.PRUNED)
+        asked = study.ask()
+        asked.suggest_float("rate", 0, 1)
+        attributes = study.get_trials()[asked.number].system_attrs
+        assert any("relative_params" in name for name in attributes)

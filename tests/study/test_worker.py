@@ -13,6 +13,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis.costs import add_costs
+from data.measurements import Answer, Verdict
+from objectives.judges.base import JudgeUnreachable
+from objectives.judges.matcher import Matcher
 from objectives.learn import Learning, Measured, Turn
 from search_spaces.recipe_space import RecipeSpace, suggest_recipe
 from storage.leases import LeaseBook
@@ -425,3 +428,52 @@ def test_every_ended_trial_says_how_far_it_breaks_the_bound(sit_down: SitDown) -
             violation = trial.user_attrs["last_knowledge_loss"] - 0.3
             assert trial.constraints["max_knowledge_loss"] == pytest.approx(violation)
             assert trial.system_attrs["constraints"] == [pytest.approx(violation)]
+
+
+class FailingJudge:
+    """The matcher behind a line that goes dead after so many answers; 0 is not at all."""
+
+    def __init__(self, answers: int) -> None:
+        self.left = answers
+        self.unreachable_reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "matcher"
+
+    def judge(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:
+        self.left -= len(answers)
+        verdicts = Matcher().judge(answers)
+        if self.left >= 0:
+            return verdicts
+        self.unreachable_reason = "connection refused"
+        return tuple(replace(verdict, label="unjudged") for verdict in verdicts)
+
+
+@pytest.mark.parametrize("answers", [0, 200])
+def test_trials_wait_for_a_judge_that_gives_no_reply_and_nothing_is_scored_without_it(
+    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    with sit_down(trials=3, folder="undisturbed") as sitting:
+        assert sitting.run()
+        expected = read(sitting).trials
+    with sit_down(trials=3) as sitting, monkeypatch.context() as dead:
+        dead.setattr(sitting.worker.learning, "_judge", FailingJudge(answers))
+        with pytest.raises(JudgeUnreachable, match="connection refused"):
+            sitting.run()
+        waiting = read(sitting).trials
+        assert any(trial.state == "running" for trial in waiting)
+        assert not any(
+            verdict.label == "unjudged"
+            for trial in waiting
+            for kept in trial.measurements
+            for verdict in read_verdicts(sitting.storage, kept.id)
+        )
+    with sit_down(trials=3) as sitting:
+        assert sitting.run()
+        resumed = read(sitting).trials
+    for was, now in zip(expected, resumed, strict=True):
+        assert (now.recipe, now.state, now.reason) == (was.recipe, was.state, was.reason)
+        assert [kept.measurement for kept in now.measurements] == [
+            kept.measurement for kept in was.measurements
+        ]
