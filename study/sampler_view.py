@@ -1,11 +1,13 @@
 """What a sampler learns from: every trial at the best point that was seen on its way.
 
 A trial that is stopped because it began to lose too much may have been on the front before. Told
-as pruned it would warn the sampler of just the settings that the front is made of.
+as pruned it would warn the sampler of just the settings that the front is made of; and of no
+pruned trial would it know how far it is from where it should be.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import optuna
@@ -21,10 +23,9 @@ _CONSTRAINTS = "constraints"
 def view_of(study: optuna.Study, reference: Reference) -> optuna.Study:
     """Return a copy of a study with two objectives in which trials are known by their best points.
 
-    An ended trial that was inside the reference box at a rung is complete there, at the rung of
-    the largest area between its point and the reference. One that reached a rung and never was
-    inside counts as pruned, for nothing else found outside is of use: with a high recall at too
-    high a loss it would pass for one of the best. Others are as they are. Numbers stay.
+    An ended trial that reached a rung is complete: at the rung of the largest area between its
+    point and the reference, or if it never beat that, of the largest recall - knowledge loss. All
+    others are as they are. Numbers stay.
     """
     copy = optuna.create_study(storage=InMemoryStorage(), directions=study.directions)
     for trial in study.get_trials(deepcopy=False):
@@ -33,25 +34,20 @@ def view_of(study: optuna.Study, reference: Reference) -> optuna.Study:
 
 
 def _at_best(trial: FrozenTrial, reference: Reference) -> FrozenTrial:
-    values, attributes = trial.values, trial.system_attrs
-    state, stamp = trial.state, make_stamp(reference)
-    if state in (TrialState.COMPLETE, TrialState.PRUNED):
-        inside = [
-            (vector.recall, vector.knowledge_loss)
-            for vector in stored_vectors(trial)
-            if vector.stamp == stamp and is_inside(reference, vector.recall, vector.knowledge_loss)
-        ]
-        if inside:
-            values = list(max(inside, key=partial(_area, reference)))
-            state = TrialState.COMPLETE
-            # A bound on the loss is the reference's own, so that the point keeps it.
-            attributes = {
-                name: _kept(value) if name.startswith(_CONSTRAINTS) else value
-                for name, value in attributes.items()
-            }
+    reached = _points_reached(trial, reference)
+    if not reached:
+        return trial
+    best = max(reached, key=partial(_merit, reference))
+    attributes = trial.system_attrs
+    if is_inside(reference, *best):
+        # A bound on the loss is the reference's own, so that the point keeps it.
+        attributes = {
+            name: _kept(value) if name.startswith(_CONSTRAINTS) else value
+            for name, value in attributes.items()
+        }
     return create_trial(
-        state=state,
-        values=values if state == TrialState.COMPLETE else None,
+        state=TrialState.COMPLETE,
+        values=list(best),
         params=trial.params,
         distributions=trial.distributions,
         user_attrs=trial.user_attrs,
@@ -59,9 +55,24 @@ def _at_best(trial: FrozenTrial, reference: Reference) -> FrozenTrial:
     )
 
 
-def _area(reference: Reference, point: tuple[float, float]) -> float:
+def _points_reached(trial: FrozenTrial, reference: Reference) -> list[tuple[float, float]]:
+    """Return the points at the rungs of an ended trial; none of one that runs or failed."""
+    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+        return []
+    stamp = make_stamp(reference)
+    return [
+        (vector.recall, vector.knowledge_loss)
+        for vector in stored_vectors(trial)
+        if vector.stamp == stamp
+        and math.isfinite(vector.recall)
+        and math.isfinite(vector.knowledge_loss)
+    ]
+
+
+def _merit(reference: Reference, point: tuple[float, float]) -> tuple[float, float]:
     recall, loss = point
-    return (recall - reference.recall) * (reference.knowledge_loss - loss)
+    above, below = max(recall - reference.recall, 0.0), max(reference.knowledge_loss - loss, 0.0)
+    return above * below, recall - loss
 
 
 def _kept(violation: float | list[float]) -> float | list[float]:

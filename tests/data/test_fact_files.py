@@ -60,7 +60,13 @@ FULL_TOML = "[[fact]]\n" + "\n".join(f"{k} = {json.dumps(v)}" for k, v in FULL_V
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("f.csv", FULL_CSV), ("f.jsonl", FULL_JSONL), ("f.toml", FULL_TOML), ("F.CSV", FULL_CSV)],
+    [
+        ("f.csv", FULL_CSV),
+        ("f.tsv", FULL_CSV.replace(",", "\t")),
+        ("f.jsonl", FULL_JSONL),
+        ("f.toml", FULL_TOML),
+        ("F.CSV", FULL_CSV),
+    ],
 )
 def test_every_format_gives_the_same_fact(tmp_path: Path, name: str, content: str) -> None:
     assert load_facts(write(tmp_path, name, content)) == (FULL_FACT,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from pathlib import Path
 
@@ -50,20 +51,22 @@ def test_a_stopped_trial_is_known_by_the_best_point_it_went_through() -> None:
     study.tell(ask(study, (0.8, 0.1), (0.9, 0.45)), values=(0.9, 0.45))
     running = ask(study, (0.9, 0.1))
     seen = view_of(study, REFERENCE).get_trials()
-    assert [trial.state.name for trial in seen] == ["COMPLETE", "PRUNED", "COMPLETE", "RUNNING"]
+    states = [trial.state.name for trial in seen]
+    assert states == ["COMPLETE", "COMPLETE", "COMPLETE", "RUNNING"]
     # By hand: 0.15 * 0.4 is less than 0.45 * 0.2, and 0.75 * 0.4 more than 0.85 * 0.05.
-    assert [trial.values for trial in seen] == [[0.5, 0.3], None, [0.8, 0.1], None]
+    assert [trial.values for trial in seen] == [[0.5, 0.3], [0.9, 0.7], [0.8, 0.1], None]
     assert [trial.params for trial in seen] == [trial.params for trial in study.get_trials()]
     assert seen[running.number].number == running.number
     assert study.get_trials()[0].state == TrialState.PRUNED  # the study itself is as it was
 
 
-def test_who_never_was_inside_counts_as_pruned_however_high_its_recall() -> None:
+def test_who_never_was_inside_is_known_by_what_comes_nearest() -> None:
     study = make_study()
-    study.tell(ask(study, (0.9, 0.7)), values=(0.9, 0.7))
-    study.tell(ask(study), values=(0.9, 0.7))  # no rung was reached: nothing is known against it
-    states = [trial.state for trial in view_of(study, REFERENCE).get_trials()]
-    assert states == [TrialState.PRUNED, TrialState.COMPLETE]
+    study.tell(ask(study, (0.0, 0.3), (0.9, 0.7)), state=TrialState.PRUNED)
+    study.tell(ask(study, (math.nan, 0.3)), state=TrialState.PRUNED)
+    study.tell(ask(study), state=TrialState.PRUNED)
+    seen = view_of(study, REFERENCE).get_trials()
+    assert [trial.values for trial in seen] == [[0.9, 0.7], None, None]
 
 
 def test_points_of_another_reference_are_not_read() -> None:
@@ -100,7 +103,7 @@ def test_tpe_goes_where_stopped_trials_were_good() -> None:
                 rate = trial.suggest_float("rate", 0, 1)
                 if rate < 0.3:
                     store_vector(trial, vector(0, 0.5, 0.1))
-                store_vector(trial, vector(1, 0.9, 0.9))
+                store_vector(trial, vector(1, 0.4, 0.9))
                 study.tell(trial, state=TrialState.PRUNED)
                 low += trial.number >= STARTUP_TRIALS and rate < 0.3
         return low / 100
