@@ -15,6 +15,7 @@ from analysis.confirmation import (
 from analysis.points import Point, Reference, front_points, recommend, study_points
 from analysis.verdict import Conclusion, Subject, conclude
 from analysis.wording import say_estimate
+from data.agreement import Agreement
 from data.measurements import NOT_MEASURED, Estimate, Measurement
 from storage.records import StudyRecord, TrialRecord
 
@@ -24,7 +25,8 @@ class Findings:
     """A study with its points, its front, the recommended member and the answer in words.
 
     `front_with_rehearsal` and `front_without_rehearsal` are the fronts that the study would have
-    had with only those trials; they may hold points that the whole front does not.
+    had with only those trials; they may hold points that the whole front does not. `agreement` is
+    that of the study's judge with people about answers of this study, if it was measured.
     """
 
     record: StudyRecord
@@ -36,6 +38,7 @@ class Findings:
     front_without_rehearsal: tuple[Point, ...]
     recommended: Point | None
     conclusion: Conclusion
+    agreement: Agreement | None = None
 
     @property
     def base(self) -> Measurement | None:
@@ -115,7 +118,12 @@ class Findings:
         return tuple(trial for trial in self.record.trials if trial.state == state)
 
 
-def find(record: StudyRecord, subject: Subject, reference: Reference) -> Findings:
+def find(
+    record: StudyRecord,
+    subject: Subject,
+    reference: Reference,
+    agreement: Agreement | None = None,
+) -> Findings:
     """Return what a study found, also when it has no trials or is not finished."""
     points = study_points(record)
     with_rehearsal = _front(points, reference, rehearses=True)
@@ -131,6 +139,7 @@ def find(record: StudyRecord, subject: Subject, reference: Reference) -> Finding
         front_with_rehearsal=with_rehearsal,
         front_without_rehearsal=without_rehearsal,
         recommended=recommended,
+        agreement=agreement,
         conclusion=conclude(
             record,
             subject,

@@ -25,9 +25,11 @@ from analysis.files import write_whole
 from analysis.findings import Findings
 from analysis.floors import FLOOR_TITLES, FLOORS_NOTE, floor_rows
 from analysis.formats import FORMAT_TITLES, format_rows
+from analysis.judging import say_judge
 from analysis.ledger import keep_ledger
 from analysis.points import RECOMMENDATION_RULE
 from analysis.repeats import REPEAT_TITLES, REPEATS_NOTE, repeat_rows
+from data.intervals import mcnemar_p_value
 from data.manner import Manner, manner_of
 from data.measurements import NOT_MEASURED, Estimate, Measurement, Verdict
 from data.probes import MIN_KNOWN_PER_RING
@@ -81,6 +83,8 @@ def render_report(
         floor_titles=FLOOR_TITLES,
         floor_rows=floor_rows(findings),
         floors_note=FLOORS_NOTE,
+        judge=say_judge(findings),
+        mcnemar=mcnemar_p_value,
         repeat_titles=REPEAT_TITLES,
         repeat_rows=repeat_rows(findings),
         repeats_note=REPEATS_NOTE,

@@ -11,6 +11,7 @@ from analysis.examples import choose_examples, pair_verdicts
 from analysis.files import write_whole
 from analysis.findings import Findings
 from analysis.floors import FLOOR_TITLES, FLOORS_NOTE, floor_rows
+from analysis.judging import say_judge
 from analysis.points import RECOMMENDATION_RULE
 from analysis.repeats import REPEAT_TITLES, REPEATS_NOTE, repeat_rows
 from analysis.wording import (
@@ -54,6 +55,7 @@ def render_results(
         escape_markdown(findings.kept_aside_sentence),
         escape_markdown(findings.conclusion.rehearsal),
         escape_markdown(findings.conclusion.thresholds),
+        escape_markdown(f"Judge: {say_judge(findings)}"),
         "## The front",
         _front(findings),
         *_repeats(findings),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from data.judge_config import EndpointConfig, JudgeConfig
 from data.measurements import Label
-from objectives.judges.base import Judge
+from objectives.judges.base import Judge, JudgeUnreachable
 from objectives.judges.build import make_judge
 from objectives.judges.cached import MemoryCache
 from objectives.judges.cached import VerdictCache as Cache
 from objectives.models.load import load_base_model
 from storage.database import StudyStorage
 from storage.verdict_cache import VerdictCache
-from study.spec import EngineSpec, JudgeSpec
+from study.spec import ConfigurationError, EngineSpec, JudgeSpec, load_spec
 
 
 class LateCache:
@@ -49,6 +50,46 @@ def judge_config(spec: JudgeSpec) -> JudgeConfig:
     """
     endpoint = None if spec.endpoint is None else EndpointConfig(**spec.endpoint.model_dump())
     return JudgeConfig(kind=spec.kind, model=spec.model, endpoint=endpoint)
+
+
+def judge_named(text: str, cache: Cache) -> Judge:
+    """Return the judge that a flag names.
+
+    That is “matcher”, “model:NAME” or “cascade:NAME” with a local model's folder or hub id, or a
+    study file whose `judge` it is.
+
+    Raises:
+        ConfigurationError: If it is none of these, or the file cannot be read.
+        SettingError: As `judge_config`.
+        ModelError: If its model cannot be loaded or cannot judge.
+    """
+    kind, _, model = text.partition(":")
+    if text == "matcher":
+        return make_study_judge(JudgeSpec(), EngineSpec(), cache)
+    if kind in ("model", "cascade") and model:
+        spec = JudgeSpec.model_validate({"kind": kind, "model": model})
+        return make_study_judge(spec, EngineSpec(), cache)
+    if text.endswith(".toml"):
+        study = load_spec(Path(text), {})
+        return make_study_judge(study.judge, study.engine, cache)
+    raise ConfigurationError(
+        f"judge: {text!r} is not a judge; name matcher, model:NAME, cascade:NAME, or a study file "
+        "(.toml) with a [judge] of its own"
+    )
+
+
+def require_replies(judge: Judge) -> None:
+    """Refuse to go on with verdicts of a judge that gave no reply.
+
+    Raises:
+        JudgeUnreachable: With its reason.
+    """
+    reason: str | None = getattr(judge, "unreachable_reason", None)
+    if reason is not None:
+        raise JudgeUnreachable(
+            f"judge: {judge.name} gives no reply ({reason}); what it judged is kept. Run the same "
+            "command again once it is there"
+        )
 
 
 def make_study_judge(spec: JudgeSpec, engine: EngineSpec, cache: Cache | None = None) -> Judge:

@@ -11,12 +11,13 @@ from pathlib import Path
 from analysis.findings import Findings, find
 from analysis.points import Reference
 from analysis.verdict import Subject
+from data.agreement import Agreement
 from data.facts import Fact, FactsError
 from data.measurements import Verdict
 from data.scenarios import Knowledge, Scenario, ShippedKnowledge, load_scenario
 from objectives.models.load import POCKET
 from storage.database import StudyNotFound, StudyStorage
-from storage.reader import read_study, read_verdicts
+from storage.reader import read_agreements, read_study, read_verdicts
 from storage.records import StudyRecord
 from study.confirming import unconfirmed
 from study.place import Place, open_place
@@ -62,7 +63,18 @@ def find_in(storage: StudyStorage, place: Place) -> Findings:
         record,
         Subject(model=spec.model, new=new, known=_facts_set_aside(spec, record, new)),
         reference_of(spec, record.base.measurement.recall.value if record.base else None),
+        _agreement_of_judge(storage, record),
     )
+
+
+def _agreement_of_judge(storage: StudyStorage, record: StudyRecord) -> Agreement | None:
+    """Return how far the study's judge agrees with people about its answers, as last measured."""
+    measured = [
+        kept.of_study
+        for kept in read_agreements(storage, record.name)
+        if kept.judge == record.fingerprint.get("judge")
+    ]
+    return measured[-1] if measured else None
 
 
 def reference_of(spec: StudySpec, base_recall: float | None) -> Reference:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +32,8 @@ from data.agreement import (
 )
 from data.label_files import LabelledAnswer, labels_digest, load_labels
 from data.measurements import Estimate, Label, Measurement
-from data.nearest_name import hint_at
 from objectives.judges.base import Judge
-from objectives.judges.matcher import Matcher
+from objectives.judges.cached import MemoryCache
 from storage.database import StudyStorage
 from storage.reader import read_said, read_verdicts
 from storage.recorder import Recorder
@@ -49,6 +48,7 @@ from study.commands.application import (
     results,
 )
 from study.commands.showing import opened_study
+from study.judge_making import LateCache, judge_named, require_replies
 from study.place import Place
 from study.rejudging import Rejudged, judge_again
 from study.spec import ConfigurationError
@@ -57,22 +57,15 @@ from study.stored import find_in
 judge_application = typer.Typer(help="Who decides whether an answer is right, and how well.")
 application.add_typer(judge_application, name="judge")
 
-JudgeOption = Annotated[str, typer.Option("--judge", help="Which judge; there is “matcher”.")]
+JudgeOption = Annotated[
+    str,
+    typer.Option(
+        "--judge",
+        help="“matcher”, “model:NAME”, “cascade:NAME”, or a study file with a [judge].",
+    ),
+]
 
 _SHOWN_DISAGREEMENTS = 50
-_JUDGES: dict[str, Callable[[], Judge]] = {"matcher": Matcher}
-
-
-def _judge_named(text: str) -> Judge:
-    """Return the judge of a name.
-
-    Raises:
-        ConfigurationError: If there is none of this name.
-    """
-    if text not in _JUDGES:
-        remedy = hint_at(text, _JUDGES, otherwise=f"there is {', '.join(_JUDGES)}")
-        raise ConfigurationError(f"judge: {text!r} is not a judge; {remedy}")
-    return _JUDGES[text]()
 
 
 @judge_application.command()
@@ -95,9 +88,10 @@ def check(
         raise ConfigurationError(
             "name: it is missing; --storage and --out say where the study is that --name names"
         )
-    checked = _judge_named(judge)
     labelled = load_labels(labels)
+    checked = judge_named(judge, MemoryCache())
     verdicts = checked.judge([each.answer for each in labelled])
+    require_replies(checked)
     given = [verdict.label for verdict in verdicts]
     agreement = _agreement(labelled, given)
     disagreements = [
@@ -181,8 +175,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Judge a study's stored answers again and show both scores; its trials stay as they are."""
-    other = _judge_named(judge)
+    cache = LateCache()
+    other = judge_named(judge, cache)
     with opened_study(storage, name, out) as (opened, place):
+        cache.keep_in(opened)
         record = find_in(opened, place).record
         if record.base is None:
             raise ConfigurationError(
@@ -197,6 +193,7 @@ def run(
         judged: list[Rejudged] = []
         with messages.status(f"{other.name} judges {place.name}"):
             for each in judge_again(opened, record, other):
+                require_replies(other)
                 labels = [verdict.label for verdict in each.verdicts]
                 recorder.record_rejudgement(each.kept.id, labels, judge=other.name)
                 judged.append(each)

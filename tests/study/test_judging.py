@@ -16,6 +16,7 @@ import pytest
 from data.measurements import Answer, Verdict
 from storage.database import open_storage
 from storage.reader import read_agreements, read_rejudged, read_study, read_verdicts
+from study import judge_making
 from study.commands import judging
 from study.commands.application import run_application
 
@@ -71,7 +72,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let commands run in an empty folder, with no database named by the environment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
-    monkeypatch.setitem(judging._JUDGES, "contrary", Contrary)
+    named = judge_making.judge_named
+    monkeypatch.setattr(
+        judging,
+        "judge_named",
+        lambda text, cache: Contrary() if text == "contrary" else named(text, cache),
+    )
     handler = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, handler)
