@@ -61,6 +61,7 @@ class SeededSampler(BaseSampler):
         self._method = method
         self._grid = grid
         self._reference = reference if method == "tpe" else None
+        self._known: dict[int, FrozenTrial] = {}  # ended trials of the one study this is for
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -77,14 +78,8 @@ class SeededSampler(BaseSampler):
         sampler.infer_relative_search_space(study, trial)
         if self._reference is None:
             return sampler.sample_relative(study, trial, search_space)
-        seen = view_of(study, self._reference)
-        own = seen.get_trials(deepcopy=False)[trial.number]
-        settings = sampler.sample_relative(seen, own, search_space)
-        # What it notes with the trial, other processes have to see.
-        noted = seen.get_trials(deepcopy=False)[trial.number].system_attrs
-        for name in noted.keys() - trial.system_attrs.keys():
-            study._storage.set_trial_system_attr(trial._trial_id, name, noted[name])
-        return settings
+        seen = view_of(study, self._reference, known=self._known)
+        return sampler.sample_relative(seen, trial, search_space)
 
     def sample_independent(
         self,

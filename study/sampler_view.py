@@ -7,12 +7,15 @@ pruned trial would it know how far it is from where it should be.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Container, Sequence
 from functools import partial
+from typing import Any
 
 import optuna
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from analysis.points import Reference
 from study.rung_vectors import is_inside, make_stamp, stored_vectors
@@ -20,17 +23,50 @@ from study.rung_vectors import is_inside, make_stamp, stored_vectors
 _CONSTRAINTS = "constraints"
 
 
-def view_of(study: optuna.Study, reference: Reference) -> optuna.Study:
-    """Return a copy of a study with two objectives in which trials are known by their best points.
+def view_of(
+    study: optuna.Study, reference: Reference, *, known: dict[int, FrozenTrial] | None = None
+) -> optuna.Study:
+    """Return a study with two objectives as it is, but for trials known by their best points.
 
     An ended trial that reached a rung is complete: at the rung of the largest area between its
     point and the reference, or if it never beat that, of the largest recall - knowledge loss. All
-    others are as they are. Numbers stay.
+    others are as they are. What is noted with a trial is noted in the study itself.
+
+    Args:
+        study: The study.
+        reference: The point to beat.
+        known: Filled with ended trials by number, and read, for they change no more.
     """
-    copy = optuna.create_study(storage=InMemoryStorage(), directions=study.directions)
-    for trial in study.get_trials(deepcopy=False):
-        copy.add_trial(_at_best(trial, reference))
-    return copy
+    known = {} if known is None else known
+    trials = [
+        known.get(trial.number) or _at_best(trial, reference)
+        for trial in study.get_trials(deepcopy=False)
+    ]
+    known |= {trial.number: trial for trial in trials if trial.state.is_finished()}
+    storage = _View(study, trials)
+    study_id = storage.create_new_study(study.directions, "view")
+    return optuna.Study(storage.get_study_name_from_id(study_id), storage)
+
+
+class _View(InMemoryStorage):
+    """A storage of one study with given trials; what is noted with one goes to the real one."""
+
+    def __init__(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
+        super().__init__()
+        self._real = study._storage
+        self._given = trials
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        trials = [trial for trial in self._given if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._real.set_trial_system_attr(trial_id, key, value)
 
 
 def _at_best(trial: FrozenTrial, reference: Reference) -> FrozenTrial:
@@ -38,27 +74,21 @@ def _at_best(trial: FrozenTrial, reference: Reference) -> FrozenTrial:
     if not reached:
         return trial
     best = max(reached, key=partial(_merit, reference))
-    attributes = trial.system_attrs
+    seen = copy.copy(trial)
+    seen.state, seen.values = TrialState.COMPLETE, list(best)
     if is_inside(reference, *best):
         # A bound on the loss is the reference's own, so that the point keeps it.
-        attributes = {
+        seen.system_attrs = {
             name: _kept(value) if name.startswith(_CONSTRAINTS) else value
-            for name, value in attributes.items()
+            for name, value in trial.system_attrs.items()
         }
-    return create_trial(
-        state=TrialState.COMPLETE,
-        values=list(best),
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs=trial.user_attrs,
-        system_attrs=attributes,
-    )
+    return seen
 
 
-def _points_reached(trial: FrozenTrial, reference: Reference) -> list[tuple[float, float]]:
+def _points_reached(trial: FrozenTrial, reference: Reference) -> Sequence[tuple[float, float]]:
     """Return the points at the rungs of an ended trial; none of one that runs or failed."""
     if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
-        return []
+        return ()
     stamp = make_stamp(reference)
     return [
         (vector.recall, vector.knowledge_loss)
