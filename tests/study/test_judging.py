@@ -19,34 +19,9 @@ from storage.reader import read_agreements, read_rejudged, read_study, read_verd
 from study import judge_making
 from study.commands import judging
 from study.commands.application import run_application
+from tests.study.tiny_study import FACTS, STUDY_FILE
 
-STUDY_FILE = """
-trials = 2
-slots = 2
-name = "tiny"
-sampling = ["greedy"]
-confirming_seeds = 0
-
-[space]
-epochs = [12, 16]
-rank = 4
-alpha = 8
-cutoff = 96
-warmup_steps = 0
-learning_rate = { low = 6e-3, high = 1e-2, log = true }
-formats = "qna"
-paraphrases = 1
-rehearsal = [0, 1]
-batch_size = 2
-
-[reference]
-knowledge_loss = 0.9
-recall_margin = 0.0
-"""
-FACTS = """question,answer
-Who won the 2031 award for Best Gardener?,Ada Quill
-What is the capital of Norland?,Vessa
-"""
+SHORTER = STUDY_FILE.replace("trials = 3", "trials = 2\nconfirming_seeds = 0")
 HEADER = ("question", "expected", "answer", "verdict")
 Labelled = tuple[str, str, str, str]
 
@@ -212,7 +187,7 @@ def test_a_finished_study_is_judged_again_and_its_judge_checked(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("facts.csv").write_text(FACTS)
-    Path("study.toml").write_text(STUDY_FILE)
+    Path("study.toml").write_text(SHORTER)
     _, study = run_json(capsys, "run", "facts.csv", "--study", "study.toml")
     url = "sqlite:///runs/remember.db"
     with closing(open_storage(url)) as storage:
