@@ -70,7 +70,7 @@ def say_shrinkage(point: Point, confirmation: Confirmation) -> str:
     spread = f"; between {say_share(values[0])} and {say_share(values[-1])} by seed"
     return (
         f"Trained again with {say_counted(confirmation.seeds, 'fresh seed')}, the recipe answers "
-        f"{say_estimate(again)} of those right{spread if len(values) > 1 else ''}. The search's "
+        f"{say_estimate(again)} of those right{spread if values[0] < values[-1] else ''}. The search's "
         f"figure was {say_share(recall.value)}: {_say_shrinkage(recall.value - again.value)}."
     )
 
