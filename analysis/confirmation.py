@@ -14,9 +14,14 @@ from storage.records import MeasurementRecord, StudyRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmation:
-    """The measurements of one recipe trained again, one per fresh seed; none is not confirmed."""
+    """The measurements of one recipe trained again, one per fresh seed; none is not confirmed.
+
+    `together` is its recall on the test wordings over all seeds' verdicts at once, if they were
+    read.
+    """
 
     measurements: tuple[Measurement, ...]
+    together: Estimate | None = None
 
     @property
     def seeds(self) -> int:
@@ -26,7 +31,7 @@ class Confirmation:
     @property
     def recall(self) -> Estimate:
         """Return the mean recall on the test wordings over the seeds, higher is better."""
-        return pool_repeats(self.recalls)
+        return pool_repeats(self.recalls, together=self.together)
 
     @property
     def recalls(self) -> tuple[Estimate, ...]:
@@ -67,10 +72,12 @@ def say_shrinkage(point: Point, confirmation: Confirmation) -> str:
     if recall.value is None or again.value is None:
         return ""
     values = sorted(each.value for each in confirmation.recalls if each.value is not None)
-    spread = f"; between {say_share(values[0])} and {say_share(values[-1])} by seed"
+    spread = ""
+    if values[0] < values[-1]:
+        spread = f"; between {say_share(values[0])} and {say_share(values[-1])} by seed"
     return (
         f"Trained again with {say_counted(confirmation.seeds, 'fresh seed')}, the recipe answers "
-        f"{say_estimate(again)} of those right{spread if values[0] < values[-1] else ''}. The search's "
+        f"{say_estimate(again)} of those right{spread}. The search's "
         f"figure was {say_share(recall.value)}: {_say_shrinkage(recall.value - again.value)}."
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from analysis.confirmation import (
     Confirmation,
@@ -19,6 +19,13 @@ from data.agreement import Agreement
 from data.measurements import NOT_MEASURED, Estimate, Measurement
 from storage.records import StudyRecord, TrialRecord
 
+RepeatKey = tuple[int, int, str]  # trial, epoch and the sampling's name
+
+
+def key_of(point: Point) -> RepeatKey:
+    """Return by what the repeats of a point are found."""
+    return point.trial, point.epoch, point.sampling.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
@@ -26,7 +33,8 @@ class Findings:
 
     `front_with_rehearsal` and `front_without_rehearsal` are the fronts that the study would have
     had with only those trials; they may hold points that the whole front does not. `agreement` is
-    that of the study's judge with people about answers of this study, if it was measured.
+    that of the study's judge with people about answers of this study, if it was measured;
+    `recalls_together` are the recalls of repeated recipes over all seeds' verdicts at once.
     """
 
     record: StudyRecord
@@ -39,6 +47,7 @@ class Findings:
     recommended: Point | None
     conclusion: Conclusion
     agreement: Agreement | None = None
+    recalls_together: Mapping[RepeatKey, Estimate] = field(default_factory=dict)
 
     @property
     def base(self) -> Measurement | None:
@@ -58,7 +67,9 @@ class Findings:
 
     def confirmation_of(self, point: Point) -> Confirmation:
         """Return what became of a point's recipe under fresh seeds."""
-        return confirmation_of(self.record, point)
+        return replace(
+            confirmation_of(self.record, point), together=self.recalls_together.get(key_of(point))
+        )
 
     def are_repeated(self, seeds: int) -> bool:
         """Return whether every member to confirm was trained with so many fresh seeds."""
@@ -123,6 +134,7 @@ def find(
     subject: Subject,
     reference: Reference,
     agreement: Agreement | None = None,
+    recalls_together: Mapping[RepeatKey, Estimate] | None = None,
 ) -> Findings:
     """Return what a study found, also when it has no trials or is not finished."""
     points = study_points(record)
@@ -130,6 +142,12 @@ def find(
     without_rehearsal = _front(points, reference, rehearses=False)
     front = front_points(points, reference)
     recommended = recommend(front)
+    together = dict(recalls_together or {})
+    confirmation = None
+    if recommended is not None:
+        confirmation = replace(
+            confirmation_of(record, recommended), together=together.get(key_of(recommended))
+        )
     return Findings(
         record=record,
         subject=subject,
@@ -140,12 +158,13 @@ def find(
         front_without_rehearsal=without_rehearsal,
         recommended=recommended,
         agreement=agreement,
+        recalls_together=together,
         conclusion=conclude(
             record,
             subject,
             points=points,
             recommended=recommended,
-            confirmation=None if recommended is None else confirmation_of(record, recommended),
+            confirmation=confirmation,
             best_with_rehearsal=recommend(with_rehearsal),
             best_without_rehearsal=recommend(without_rehearsal),
         ),

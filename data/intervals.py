@@ -35,14 +35,22 @@ def wilson_interval(successes: int, total: int, level: float = 0.95) -> Estimate
     return _estimate(share, low, high, total)
 
 
-def pool_repeats(estimates: Sequence[Estimate], *, level: float = 0.95) -> Estimate:
+def pool_repeats(
+    estimates: Sequence[Estimate], *, together: Estimate | None = None, level: float = 0.95
+) -> Estimate:
     """Return the mean of an estimate over trainings that differ by their seed alone.
 
-    Its interval carries both what the facts and what the seeds leave open: the mean distance to
-    the single intervals' ends, and Student's interval of the mean over seeds, added as independent
-    errors are. The first is not shortened by the number of seeds, for all were asked the same. So
-    the interval is rather too wide than too narrow. With one estimate it is that one's; estimates
-    that were not measured are left out, and without any other the pool is `NOT_MEASURED`.
+    Its interval carries both what the facts and what the seeds leave open: the distance to the
+    ends of the interval `together`, and Student's interval of the mean over seeds, added as
+    independent errors are. With one estimate it is that one's; estimates that were not measured
+    are left out, and without any other the pool is `NOT_MEASURED`.
+
+    Args:
+        estimates: One per seed.
+        together: The estimate over the verdicts of all seeds at once, clustered by fact. Without
+            it the mean of the single intervals' ends is taken, which is rather too wide: each of
+            them also holds what chance a single training leaves to a fact's verdicts.
+        level: How often the interval shall cover.
     """
     measured = [
         (each.value, each.low, each.high)
@@ -57,8 +65,10 @@ def pool_repeats(estimates: Sequence[Estimate], *, level: float = 0.95) -> Estim
     if len(values) > 1:
         quantile = float(t.ppf((1 + level) / 2, len(values) - 1))
         of_seeds = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
-    below = math.hypot(mean - float(lows.mean()), of_seeds)
-    above = math.hypot(float(highs.mean()) - mean, of_seeds)
+    low, high = float(lows.mean()), float(highs.mean())
+    if together is not None and together.low is not None and together.high is not None:
+        low, high = min(together.low, mean), max(together.high, mean)
+    below, above = math.hypot(mean - low, of_seeds), math.hypot(high - mean, of_seeds)
     count = max(each.count for each in estimates)
     return _estimate(mean, mean - below, mean + above, count)
 

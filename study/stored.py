@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.findings import Findings, find
+from analysis.findings import Findings, RepeatKey, find
 from analysis.points import Reference
 from analysis.verdict import Subject
 from data.agreement import Agreement
 from data.facts import Fact, FactsError
-from data.measurements import Verdict
+from data.measurements import Estimate, Verdict
 from data.scenarios import Knowledge, Scenario, ShippedKnowledge, load_scenario
+from data.scoring import score_recall
 from objectives.models.load import POCKET
 from storage.database import StudyNotFound, StudyStorage
 from storage.reader import read_agreements, read_study, read_verdicts
@@ -64,7 +66,19 @@ def find_in(storage: StudyStorage, place: Place) -> Findings:
         Subject(model=spec.model, new=new, known=_facts_set_aside(spec, record, new)),
         reference_of(spec, record.base.measurement.recall.value if record.base else None),
         _agreement_of_judge(storage, record),
+        _recalls_together(storage, record),
     )
+
+
+def _recalls_together(storage: StudyStorage, record: StudyRecord) -> dict[RepeatKey, Estimate]:
+    """Return each repeated recipe's recall on the test wordings, over all seeds at once."""
+    verdicts = defaultdict[RepeatKey, list[Verdict]](list)
+    for trial in record.trials:
+        for kept in trial.measurements:
+            if kept.purpose == "repeat":
+                key = (trial.number, kept.measurement.epoch, kept.measurement.sampling.name)
+                verdicts[key] += read_verdicts(storage, kept.id)
+    return {key: score_recall(own, phrasing="test") for key, own in verdicts.items()}
 
 
 def _agreement_of_judge(storage: StudyStorage, record: StudyRecord) -> Agreement | None:

@@ -272,6 +272,13 @@ def test_repeats_are_pooled_by_hand() -> None:
     assert pooled.count == 23
 
 
+def test_verdicts_taken_together_say_what_the_facts_leave_open() -> None:
+    repeats = [_made(0.6, 0.4, 0.8), _made(0.6, 0.4, 0.8)]
+    pooled = pool_repeats(repeats, together=_made(0.6, 0.55, 0.7))
+    assert _bounds(pooled) == pytest.approx((0.55, 0.6, 0.7))
+    assert pool_repeats([NOT_MEASURED], together=NOT_MEASURED) == NOT_MEASURED
+
+
 def test_one_training_keeps_its_interval_and_none_is_not_measured() -> None:
     assert pool_repeats([_made(0.6, 0.5, 0.8)]) == _made(0.6, 0.5, 0.8)
     assert pool_repeats([]) == NOT_MEASURED
@@ -281,28 +288,33 @@ def test_one_training_keeps_its_interval_and_none_is_not_measured() -> None:
 def test_pooled_intervals_of_recall_cover_at_least_as_often_as_they_say() -> None:
     generator = np.random.default_rng(31)
     coverage = []
+    pooled_coverage = []
     for facts, mean, seed_deviation in [
         (facts, mean, deviation)
         for facts in (10, 23)
         for mean in (0.5, 0.8)
         for deviation in (0.0, 0.05)
     ]:
-        covered = []
+        covered, covered_together = [], []
         for _ in range(100):
             # The facts are the same under every seed, which shifts all of them alike.
             chances = generator.beta(mean * 2, (1 - mean) * 2, facts)
-            repeats = [
-                bootstrap_t_interval(
-                    list(
-                        generator.binomial(
-                            12, np.clip(chances + generator.normal(0, seed_deviation), 0, 1)
-                        )
-                        / 12
+            scores = np.array(
+                [
+                    generator.binomial(
+                        12, np.clip(chances + generator.normal(0, seed_deviation), 0, 1)
                     )
-                )
-                for _ in range(3)
-            ]
+                    / 12
+                    for _ in range(3)
+                ]
+            )
+            repeats = [bootstrap_t_interval(list(own)) for own in scores]
             covered.append(_covers(pool_repeats(repeats), mean))
+            together = bootstrap_t_interval(list(scores.mean(axis=0)))
+            covered_together.append(_covers(pool_repeats(repeats, together=together), mean))
         coverage.append(sum(covered) / len(covered))
+        pooled_coverage.append(sum(covered_together) / len(covered_together))
+    assert sum(pooled_coverage) / len(pooled_coverage) >= 0.94
+    assert min(pooled_coverage) >= 0.87
     assert sum(coverage) / len(coverage) >= 0.95
     assert min(coverage) >= 0.88
