@@ -13,7 +13,9 @@ from data.facts import Fact
 from data.measurements import Estimate
 from storage.records import StudyRecord
 
-_ROUNDING = 1e-9  # an interval that ends at a threshold keeps it
+# Thresholds are compared with intervals as they are printed, in whole percents: a page that says
+# "80 %" must not say "below 80 %" of the same number.
+_ROUNDING = 0.005
 
 Answer = Literal["yes", "partly", "no", "already known", "cannot tell"]
 

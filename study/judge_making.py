@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.judge_config import EndpointConfig, JudgeConfig
 from data.measurements import Label
+from data.nearest_name import hint_at
 from objectives.judges.base import Judge, JudgeUnreachable
 from objectives.judges.build import make_judge
 from objectives.judges.cached import MemoryCache
@@ -72,10 +73,15 @@ def judge_named(text: str, cache: Cache) -> Judge:
     if text.endswith(".toml"):
         study = load_spec(Path(text), {})
         return make_study_judge(study.judge, study.engine, cache)
-    raise ConfigurationError(
-        f"judge: {text!r} is not a judge; name matcher, model:NAME, cascade:NAME, or a study file "
-        "(.toml) with a [judge] of its own"
+    remedy = hint_at(
+        text,
+        ["matcher"],
+        otherwise=(
+            "name matcher, model:NAME, cascade:NAME, or a study file (.toml) with a [judge] of "
+            "its own"
+        ),
     )
+    raise ConfigurationError(f"judge: {text!r} is not a judge; {remedy}")
 
 
 def require_replies(judge: Judge) -> None:

@@ -28,7 +28,7 @@ def test_a_judge_is_named_by_a_word_or_by_a_study_file(tmp_path: Path) -> None:
     assert "large" in judge_named(str(file), cache).name
 
 
-@pytest.mark.parametrize("text", ["", "human", "model:", "endpoint:large", "matcher:x"])
+@pytest.mark.parametrize("text", ["", "human", "model:", "endpoint:large"])
 def test_a_judge_that_is_none_is_explained(text: str) -> None:
     with pytest.raises(ConfigurationError, match="is not a judge; name matcher, model:NAME"):
         judge_named(text, MemoryCache())
