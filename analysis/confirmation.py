@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from analysis.points import Point
@@ -10,6 +10,8 @@ from analysis.wording import say_counted, say_estimate, say_share
 from data.intervals import pool_repeats
 from data.measurements import NOT_MEASURED, Estimate, Measurement
 from storage.records import MeasurementRecord, StudyRecord
+
+RepeatKey = tuple[int, int, str]  # of a repeated recipe: trial, epoch and the sampling's name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +51,20 @@ class Confirmation:
         return pool_repeats([each.knowledge_loss for each in self.measurements])
 
 
-def confirmation_of(record: StudyRecord, point: Point) -> Confirmation:
+def confirmation_of(
+    record: StudyRecord, point: Point, recalls_together: Mapping[RepeatKey, Estimate]
+) -> Confirmation:
     """Return what became of a point's recipe under fresh seeds; of none if it was not repeated."""
     of_trial = next(trial for trial in record.trials if trial.number == point.trial)
     return _confirmation(
-        kept
-        for kept in of_trial.measurements
-        if kept.purpose == "repeat"
-        and kept.measurement.epoch == point.epoch
-        and kept.measurement.sampling == point.sampling
+        (
+            kept
+            for kept in of_trial.measurements
+            if kept.purpose == "repeat"
+            and kept.measurement.epoch == point.epoch
+            and kept.measurement.sampling == point.sampling
+        ),
+        recalls_together.get((point.trial, point.epoch, point.sampling.name)),
     )
 
 
@@ -100,6 +107,10 @@ def recall_on(measurement: Measurement, phrasing: str) -> Estimate:
     )
 
 
-def _confirmation(records: Iterable[MeasurementRecord]) -> Confirmation:
+def _confirmation(
+    records: Iterable[MeasurementRecord], together: Estimate | None = None
+) -> Confirmation:
     by_repeat = sorted(records, key=lambda kept: kept.repeat)
-    return Confirmation(measurements=tuple(kept.measurement for kept in by_repeat))
+    return Confirmation(
+        measurements=tuple(kept.measurement for kept in by_repeat), together=together
+    )

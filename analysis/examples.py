@@ -17,6 +17,11 @@ class Example:
     before: Verdict | None
     after: Verdict
 
+    @property
+    def was_known(self) -> bool:
+        """Return whether the answer before was right; not if there was none."""
+        return self.before is not None and self.before.is_correct
+
 
 def pair_verdicts(before: Iterable[Verdict], after: Iterable[Verdict]) -> tuple[Example, ...]:
     """Return the questions asked after training, in their order, with the answers before."""
@@ -39,12 +44,14 @@ def choose_examples(examples: Sequence[Example], count: int = 5) -> tuple[Exampl
     the same choice. This shows kinds of answers and says nothing about how frequent they are.
     """
     novel = [example for example in examples if example.prompt.phrasing in ("validation", "test")]
-    learned = [example for example in novel if example.after.is_correct and not _knew(example)]
+    learned = [example for example in novel if example.after.is_correct and not example.was_known]
     missed = [example for example in novel if not example.after.is_correct]
     forgotten = [
         example
         for example in examples
-        if example.prompt.phrasing == "probe" and _knew(example) and not example.after.is_correct
+        if example.prompt.phrasing == "probe"
+        and example.was_known
+        and not example.after.is_correct
     ]
     chosen: dict[str, Example] = {}
     for candidates, limit in (
@@ -63,7 +70,3 @@ def choose_examples(examples: Sequence[Example], count: int = 5) -> tuple[Exampl
                 chosen[subject] = example
                 limit -= 1
     return tuple(chosen.values())
-
-
-def _knew(example: Example) -> bool:
-    return example.before is not None and example.before.is_correct

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from analysis.confirmation import (
     Confirmation,
+    RepeatKey,
     confirmation_of,
     recall_on,
     say_shrinkage,
@@ -18,13 +19,6 @@ from analysis.wording import say_estimate
 from data.agreement import Agreement
 from data.measurements import NOT_MEASURED, Estimate, Measurement
 from storage.records import StudyRecord, TrialRecord
-
-RepeatKey = tuple[int, int, str]  # trial, epoch and the sampling's name
-
-
-def key_of(point: Point) -> RepeatKey:
-    """Return by what the repeats of a point are found."""
-    return point.trial, point.epoch, point.sampling.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +61,7 @@ class Findings:
 
     def confirmation_of(self, point: Point) -> Confirmation:
         """Return what became of a point's recipe under fresh seeds."""
-        return replace(
-            confirmation_of(self.record, point), together=self.recalls_together.get(key_of(point))
-        )
+        return confirmation_of(self.record, point, self.recalls_together)
 
     def are_repeated(self, seeds: int) -> bool:
         """Return whether every member to confirm was trained with so many fresh seeds."""
@@ -142,12 +134,10 @@ def find(
     without_rehearsal = _front(points, reference, rehearses=False)
     front = front_points(points, reference)
     recommended = recommend(front)
-    together = dict(recalls_together or {})
+    together = recalls_together or {}
     confirmation = None
     if recommended is not None:
-        confirmation = replace(
-            confirmation_of(record, recommended), together=together.get(key_of(recommended))
-        )
+        confirmation = confirmation_of(record, recommended, together)
     return Findings(
         record=record,
         subject=subject,

@@ -23,8 +23,8 @@ def keep_ledger(examples: Iterable[Example]) -> Ledger:
     """
     probes = [example for example in examples if _is_judged(example)]
     return Ledger(
-        lost=tuple(e for e in probes if _knew(e) and not e.after.is_correct),
-        gained=tuple(e for e in probes if not _knew(e) and e.after.is_correct),
+        lost=tuple(e for e in probes if e.was_known and not e.after.is_correct),
+        gained=tuple(e for e in probes if not e.was_known and e.after.is_correct),
     )
 
 
@@ -34,7 +34,3 @@ def _is_judged(example: Example) -> bool:
         and example.before is not None
         and "unjudged" not in (example.before.label, example.after.label)
     )
-
-
-def _knew(example: Example) -> bool:
-    return example.before is not None and example.before.is_correct

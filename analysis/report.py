@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from analysis import wording
 from analysis.costs import add_costs
-from analysis.examples import Example, choose_examples, pair_verdicts
+from analysis.examples import choose_examples, pair_verdicts
 from analysis.figures import (
     draw_front,
     draw_importance,
@@ -30,7 +30,7 @@ from analysis.ledger import keep_ledger
 from analysis.points import RECOMMENDATION_RULE
 from analysis.repeats import REPEAT_TITLES, REPEATS_NOTE, repeat_rows
 from data.intervals import mcnemar_p_value
-from data.manner import Manner, manner_of
+from data.manner import manner_of
 from data.measurements import NOT_MEASURED, Estimate, Measurement, Verdict
 from data.probes import MIN_KNOWN_PER_RING
 from data.prompts import PROMPT_STYLES
@@ -65,7 +65,11 @@ def render_report(
     forbids itself the network.
     """
     recall_curves, loss_curves = draw_learning_curves(findings)
-    pairs = _pair(findings, verdicts_of)
+    base, best = findings.record.base, findings.recommended
+    before, after = (
+        (verdicts_of(base.id), verdicts_of(best.measurement_id)) if base and best else ((), ())
+    )
+    pairs = pair_verdicts(before, after)
     environment = Environment(
         loader=PackageLoader("analysis", ""),
         autoescape=True,
@@ -102,7 +106,8 @@ def render_report(
         recall_rows=_recall_rows(findings),
         examples=choose_examples(pairs),
         ledger=keep_ledger(pairs),
-        manner=_manner(findings, verdicts_of),
+        # Probes are asked greedily, whatever the member's own sampling.
+        manner=manner_of(before, after, longest_tokens=GREEDY.max_new_tokens),
         formats=format_rows(findings),
         format_titles=FORMAT_TITLES,
         costs=add_costs(findings.record),
@@ -152,26 +157,4 @@ def _recall_part(measurement: Measurement, phrasing: str, style: str | None) -> 
             if part.phrasing == phrasing and part.style == style
         ),
         NOT_MEASURED,
-    )
-
-
-def _pair(
-    findings: Findings, verdicts_of: Callable[[int], Sequence[Verdict]]
-) -> tuple[Example, ...]:
-    """Return the questions that the recommended member was asked, with the base's answers."""
-    base = findings.record.base
-    if findings.recommended is None or base is None:
-        return ()
-    after = verdicts_of(findings.recommended.measurement_id)
-    return pair_verdicts(verdicts_of(base.id), after)
-
-
-def _manner(findings: Findings, verdicts_of: Callable[[int], Sequence[Verdict]]) -> Manner | None:
-    base, best = findings.record.base, findings.recommended
-    if base is None or best is None:
-        return None
-    return manner_of(
-        verdicts_of(base.id),
-        verdicts_of(best.measurement_id),
-        longest_tokens=GREEDY.max_new_tokens,  # probes are asked greedily
     )

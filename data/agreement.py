@@ -117,6 +117,14 @@ class Agreement:
         )
 
     @property
+    def is_no_better_than_chance(self) -> bool:
+        """Return whether sensitivity and specificity are measured and add up to at most 1."""
+        sensitivity, specificity = self.sensitivity.value, self.specificity.value
+        if sensitivity is None or specificity is None:
+            return False
+        return sensitivity + specificity <= 1
+
+    @property
     def bias_p_value(self) -> float | None:
         """Return the two-sided p-value of McNemar's exact test of no bias; None without an answer.
 
@@ -173,7 +181,7 @@ def why_not_correctable(agreement: Agreement) -> str | None:
     if sensitivity is None or specificity is None:
         wanting = "right" if sensitivity is None else "wrong"
         return f"people found none of the labelled answers {wanting}; label some that are"
-    if sensitivity + specificity <= 1:
+    if agreement.is_no_better_than_chance:
         return (
             f"its sensitivity {sensitivity:.3g} and specificity {specificity:.3g} add up to no "
             "more than 1: it accepts wrong answers at least as often as right ones"

@@ -13,9 +13,9 @@ from data.prompts import Prompt, fact_prompts
 from data.recipes import GREEDY
 from data.scoring import score_recall
 from objectives.answers.generate import generate
-from objectives.answers.request import Request
-from objectives.judges.base import Judge
-from objectives.learn import BASE, SEARCHED
+from objectives.answers.request import BASE, Request
+from objectives.judges.base import Judge, judge_answers
+from objectives.learn import SEARCHED
 from objectives.models.base import BaseModel
 
 # Long prompts go in small batches: as many tokens as 512 short questions have.
@@ -83,11 +83,12 @@ def _measure(
         rows_per_batch=max(1, _TOKENS_PER_BATCH // max(tokens)),
     )
     recall = score_recall(
-        judge.judge(
+        judge_answers(
+            judge,
             [
                 replace(continuation.answer, prompt=prompt)
                 for prompt, continuation in zip(prompts, continuations, strict=True)
-            ]
+            ],
         )
     )
     if recall.value is None:

@@ -10,16 +10,16 @@ from itertools import islice
 from data import scoring
 from data.facts import Fact
 from data.formats import epoch_documents
-from data.measurements import Answer, Estimate, Measurement, SamplingMeasurement, Verdict
+from data.measurements import Estimate, Measurement, SamplingMeasurement, Verdict
 from data.probes import KnownFact
 from data.prompts import Phrasing, Prompt, fact_prompts, put_question
 from data.recipes import GREEDY, Recipe, Sampling
 from data.scenarios import Scenario
 from objectives.answers.generate import generate
-from objectives.answers.request import Continuation, Request
+from objectives.answers.request import BASE, Continuation, Request
 from objectives.answers.verify import verify_greedy
 from objectives.bank.bank import Bank
-from objectives.judges.base import Judge, JudgeUnreachable
+from objectives.judges.base import Judge, judge_answers
 from objectives.measures.divergence import mean_kl_nats
 from objectives.measures.drift import mean_cross_entropy_nats
 from objectives.models.base import BaseModel
@@ -27,8 +27,6 @@ from objectives.models.base import BaseModel
 # What is asked while searching, and what only once a study has made its choice.
 SEARCHED: tuple[Phrasing, ...] = ("validation",)
 EVERYTHING: tuple[Phrasing, ...] = ("trained", "validation", "test", "reverse", "two_hop")
-
-BASE = -1  # the slot of the untouched base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,21 +269,7 @@ class Learning:
         return generate(self._model, requests)
 
     def _judge_answers(self, continuations: Sequence[Continuation]) -> tuple[Verdict, ...]:
-        """Return the verdicts.
-
-        Raises:
-            JudgeUnreachable: If answers are unjudged because the judge gave no reply. They would
-                be left out of every figure, so that nothing is scored without them.
-        """
-        answers: list[Answer] = [continuation.answer for continuation in continuations]
-        verdicts = self._judge.judge(answers)
-        reason: str | None = getattr(self._judge, "unreachable_reason", None)
-        if reason is not None and any(verdict.label == "unjudged" for verdict in verdicts):
-            raise JudgeUnreachable(
-                f"judge: {self._judge.name} gives no reply ({reason}); nothing was scored without "
-                "it. Run the same command again once it is there"
-            )
-        return verdicts
+        return judge_answers(self._judge, [continuation.answer for continuation in continuations])
 
     def _drift(self, nats: float | None) -> float | None:
         if nats is None or self._base_nats is None:

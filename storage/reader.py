@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from data.agreement import Agreement
 from data.measurements import Answer, Floor, Label, Measurement, Verdict
-from data.prompts import Prompt
+from data.prompts import Phrasing, Prompt
 from data.recipes import Recipe, Sampling
 from storage.database import StudyNotFound, StudyStorage
 from storage.encoding import decode_purpose
@@ -78,18 +78,24 @@ def read_study(storage: StudyStorage, name: str) -> StudyRecord:
         )
 
 
-def read_verdicts(storage: StudyStorage, measurement_id: int) -> tuple[Verdict, ...]:
+def read_verdicts(
+    storage: StudyStorage, measurement_id: int, *, phrasing: Phrasing | None = None
+) -> tuple[Verdict, ...]:
     """Return the verdicts of a measurement, equal to those recorded and in their order.
 
-    A measurement without answers, or one that is not there, gives an empty tuple.
+    With a `phrasing` only those about its prompts. A measurement without answers, or one that is
+    not there, gives an empty tuple.
     """
+    query = (
+        select(AnswerRow, PromptRow)
+        .join(PromptRow, AnswerRow.prompt_id == PromptRow.id)
+        .where(AnswerRow.measurement_id == measurement_id)
+        .order_by(AnswerRow.position)
+    )
+    if phrasing is not None:
+        query = query.where(PromptRow.phrasing == phrasing)
     with storage.begin_read() as session:
-        rows = session.execute(
-            select(AnswerRow, PromptRow)
-            .join(PromptRow, AnswerRow.prompt_id == PromptRow.id)
-            .where(AnswerRow.measurement_id == measurement_id)
-            .order_by(AnswerRow.position)
-        )
+        rows = session.execute(query)
         return tuple(
             Verdict(
                 answer=Answer(

@@ -8,13 +8,12 @@ from pathlib import Path
 from data.judge_config import EndpointConfig, JudgeConfig
 from data.measurements import Label
 from data.nearest_name import hint_at
-from objectives.judges.base import Judge, JudgeUnreachable
+from objectives.judges.base import Judge
 from objectives.judges.build import make_judge
-from objectives.judges.cached import MemoryCache
 from objectives.judges.cached import VerdictCache as Cache
-from objectives.models.load import load_base_model
 from storage.database import StudyStorage
 from storage.verdict_cache import VerdictCache
+from study.engine import load_on
 from study.spec import ConfigurationError, EngineSpec, JudgeSpec, load_spec
 
 
@@ -23,24 +22,26 @@ class LateCache:
 
     def __init__(self) -> None:
         """Begin without a database."""
-        self._cache: Cache = MemoryCache()
         self._early: dict[str, Label] = {}
+        self._database: VerdictCache | None = None
 
     def keep_in(self, storage: StudyStorage) -> None:
         """Keep all verdicts in a database from now on, those so far included."""
-        self._cache = VerdictCache(storage)
-        self._cache.write(self._early)
-        self._early.clear()
+        self._database = VerdictCache(storage)
+        self._database.write(self._early)
 
     def read(self, keys: Sequence[str]) -> Mapping[str, Label]:
         """Return the labels of those keys that are known."""
-        return self._cache.read(keys)
+        if self._database is not None:
+            return self._database.read(keys)
+        return {key: self._early[key] for key in keys if key in self._early}
 
     def write(self, labels: Mapping[str, Label]) -> None:
         """Keep labels."""
-        if isinstance(self._cache, MemoryCache):
+        if self._database is not None:
+            self._database.write(labels)
+        else:
             self._early |= labels
-        self._cache.write(labels)
 
 
 def judge_config(spec: JudgeSpec) -> JudgeConfig:
@@ -84,33 +85,11 @@ def judge_named(text: str, cache: Cache) -> Judge:
     raise ConfigurationError(f"judge: {text!r} is not a judge; {remedy}")
 
 
-def require_replies(judge: Judge) -> None:
-    """Refuse to go on with verdicts of a judge that gave no reply.
-
-    Raises:
-        JudgeUnreachable: With its reason.
-    """
-    reason: str | None = getattr(judge, "unreachable_reason", None)
-    if reason is not None:
-        raise JudgeUnreachable(
-            f"judge: {judge.name} gives no reply ({reason}); what it judged is kept. Run the same "
-            "command again once it is there"
-        )
-
-
-def make_study_judge(spec: JudgeSpec, engine: EngineSpec, cache: Cache | None = None) -> Judge:
+def make_study_judge(spec: JudgeSpec, engine: EngineSpec, cache: Cache) -> Judge:
     """Return the judge; its model is loaded apart from any that is tuned.
 
     Raises:
         SettingError: As `judge_config`.
         ModelError: If its model cannot be loaded or cannot judge.
     """
-    return make_judge(
-        judge_config(spec),
-        loader=lambda name: load_base_model(
-            name,
-            device=None if engine.device == "auto" else engine.device,
-            dtype=None if engine.dtype == "auto" else engine.dtype,
-        ),
-        cache=cache,
-    )
+    return make_judge(judge_config(spec), loader=lambda name: load_on(engine, name), cache=cache)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data.measurements import MEASUREMENT_VERSION, Measurement, Verdict
 from data.recipes import GREEDY
 from data.rescoring import rescore
-from objectives.judges.base import Judge
+from objectives.judges.base import Judge, judge_answers
 from storage.database import StudyStorage
 from storage.reader import read_verdicts
 from storage.records import MeasurementRecord, StudyRecord
@@ -37,6 +37,9 @@ def judge_again(storage: StudyStorage, record: StudyRecord, judge: Judge) -> Ite
 
     The base comes first, then trial by trial; nothing is written. A study without a measured base
     has none, and measurements of another `MEASUREMENT_VERSION` are left out.
+
+    Raises:
+        JudgeUnreachable: If the judge gives no reply.
     """
     if record.base is None:
         return
@@ -71,7 +74,7 @@ def judge_again(storage: StudyStorage, record: StudyRecord, judge: Judge) -> Ite
 
 
 def _judge(judge: Judge, verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    return judge.judge([verdict.answer for verdict in verdicts]) if verdicts else ()
+    return judge_answers(judge, [verdict.answer for verdict in verdicts]) if verdicts else ()
 
 
 def _who_was_asked_the_probes(

@@ -21,9 +21,7 @@ from objectives.bank.probing import choose_slots
 from objectives.floors import measure_floors
 from objectives.judges.base import Judge
 from objectives.learn import Learning
-from objectives.models.base import BaseModel, TokenRules
-from objectives.models.devices import use_threads
-from objectives.models.load import load_base_model
+from objectives.models.base import BaseModel
 from search_spaces.grid import Grid, count_cells, make_grid
 from search_spaces.presets import find_preset
 from search_spaces.recipe_space import RecipeSpace, largest_recipe
@@ -41,6 +39,7 @@ from storage.recorder import Recorder
 from study.adapter_shelf import AdapterShelf
 from study.budget import Budget
 from study.confirming import confirm
+from study.engine import load_engine
 from study.judge_making import LateCache, judge_config, make_study_judge
 from study.optuna_pruning import make_optuna_pruner
 from study.other_study import points_of_study
@@ -86,6 +85,7 @@ def run_study(
     Raises:
         NothingToLearn: If the base knows every fact.
     """
+    judge_config(spec.judge)  # what is wrong with it is found before anything is loaded
     scenario = load_study_scenario(spec)
     announce(f"loading {spec.model}")
     base = load_engine(spec)
@@ -95,7 +95,6 @@ def run_study(
         context_tokens=base.context_tokens,
         longest_qna_tokens=longest_qna_tokens(scenario, base),
     )
-    judge_config(spec.judge)
     samplings = spec.sampling_space
     grid = make_grid(space, samplings) if spec.sampler == "grid" else None
     first_points = _first_points(spec, space, samplings, base)
@@ -104,124 +103,123 @@ def run_study(
         _slots_to_start(spec, base, scenario, space, announce) if stored is None else stored.slots
     )
     with ExitStack() as stack:
-        cache = LateCache()
+        storage, cache = None, LateCache()
         if place.has_database:
-            cache.keep_in(stack.enter_context(closing(open_place(place))))
+            storage = stack.enter_context(closing(open_place(place)))
+            cache.keep_in(storage)
         judge = make_study_judge(spec.judge, spec.engine, cache)
         announce(f"asking {base.name} what it knows")
-        learning = Learning(
-            base,
-            scenario,
-            judge=judge,
-            slots=slots,
-            max_rank=space.max_rank,
-            gradient_checkpointing=spec.engine.gradient_checkpointing,
-        )
-        if not learning.facts:
-            raise NothingToLearn(
-                f"{base.name} already knows all {len(scenario.facts)} facts; nothing to teach"
-            )
-        if learning.base.measurement.knowledge_loss.value is None:
-            raise ConfigurationError(
-                f"model: {base.name} knows fewer than {MIN_KNOWN_PER_RING} probes of every ring, "
-                "so that its knowledge loss cannot be measured; name a model that knows more"
-            )
-        with closing(open_place(place)) as storage:
+        learning = _ask_base(spec, base, scenario, judge, slots=slots, max_rank=space.max_rank)
+        if storage is None:
+            storage = stack.enter_context(closing(open_place(place)))
             cache.keep_in(storage)
-            recorder = Recorder(storage, place.name)
-            recorder.create_study_record(
-                config=spec.model_dump_json(),
-                fingerprint=_fingerprint(spec, scenario, base, space, samplings, judge),
-                slots=slots,
-                seed=spec.seed,
-            )
-            place.folder.mkdir(parents=True, exist_ok=True)
-            recorder.record_measurement(
-                None, learning.base.measurement, learning.base.verdicts, purpose="base"
-            )
-            if not read_study(storage, place.name).floors and not should_stop():
-                announce("asking the base with the facts in its prompt")
-                recorder.record_floors(
-                    measure_floors(
-                        base,
-                        learning.facts,
-                        judge=judge,
-                        base_recall=learning.base.measurement.recall,
-                    )
+        recorder = Recorder(storage, place.name)
+        recorder.create_study_record(
+            config=spec.model_dump_json(),
+            fingerprint=_fingerprint(spec, scenario, base, space, samplings, judge),
+            slots=slots,
+            seed=spec.seed,
+        )
+        place.folder.mkdir(parents=True, exist_ok=True)
+        recorder.record_measurement(
+            None, learning.base.measurement, learning.base.verdicts, purpose="base"
+        )
+        if not read_study(storage, place.name).floors and not should_stop():
+            announce("asking the base with the facts in its prompt")
+            recorder.record_floors(
+                measure_floors(
+                    base,
+                    learning.facts,
+                    judge=judge,
+                    base_recall=learning.base.measurement.recall,
                 )
-            reference = reference_of(spec, learning.base.measurement.recall.value)
-            worker = Worker(
-                settings=WorkerSettings(
-                    study=place.name,
-                    trials=spec.trials if grid is None else min(spec.trials, count_cells(grid)),
-                    seed=spec.seed,
-                    space=space,
-                    samplings=samplings,
-                    goal=spec.goal,
-                    rungs=_make_rungs(spec, len(learning.facts)),
-                    pruner=SuccessiveHalving(
-                        reference=reference,
-                        reduction=spec.pruner.reduction,
-                        minimum_entries=spec.pruner.minimum_entries,
-                    ),
-                    checkpoints=place.checkpoints,
-                    reference=reference,
-                    other_samplings=(
-                        tuple(map(find_preset, samplings.presets))
-                        if spec.asked_samplings == "all"
-                        else ()
-                    ),
-                    free_points=spec.free_points,
-                    flat_trials=spec.flat_trials,
-                    budget=Budget(**spec.budget.model_dump()),
-                ),
-                study=_open_optuna_study(storage, spec, place.name, grid, first_points, reference),
-                storage=storage,
-                learning=learning,
-                recorder=recorder,
-                shelf=AdapterShelf(storage, recorder, place.name, place.adapters, reference),
-                watcher=watcher,
-                should_stop=should_stop,
             )
-            if not worker.run():
-                return False
-            announce("asking the best adapters the test wordings")
-            if not confirm(storage, recorder, learning, find_in(storage, place), should_stop):
-                return False
-            repeats = planned_repeats(
-                find_in(storage, place), learning, seeds=spec.confirming_seeds
-            )
-            return train_again(
-                repeats,
+        reference = reference_of(spec, learning.base.measurement.recall.value)
+        worker = Worker(
+            settings=WorkerSettings(
                 study=place.name,
-                storage=storage,
-                recorder=recorder,
-                learning=learning,
-                should_stop=should_stop,
-                progressed=lambda done, of: announce(
-                    f"trained again with fresh seeds: {done} of {of}"
+                trials=spec.trials if grid is None else min(spec.trials, count_cells(grid)),
+                seed=spec.seed,
+                space=space,
+                samplings=samplings,
+                goal=spec.goal,
+                rungs=_make_rungs(spec, len(learning.facts)),
+                pruner=SuccessiveHalving(
+                    reference=reference,
+                    reduction=spec.pruner.reduction,
+                    minimum_entries=spec.pruner.minimum_entries,
                 ),
-            )
+                checkpoints=place.checkpoints,
+                reference=reference,
+                other_samplings=(
+                    tuple(map(find_preset, samplings.presets))
+                    if spec.asked_samplings == "all"
+                    else ()
+                ),
+                free_points=spec.free_points,
+                flat_trials=spec.flat_trials,
+                budget=Budget(**spec.budget.model_dump()),
+            ),
+            study=_open_optuna_study(storage, spec, place.name, grid, first_points, reference),
+            storage=storage,
+            learning=learning,
+            recorder=recorder,
+            shelf=AdapterShelf(storage, recorder, place.name, place.adapters, reference),
+            watcher=watcher,
+            should_stop=should_stop,
+        )
+        if not worker.run():
+            return False
+        announce("asking the best adapters the test wordings")
+        findings = find_in(storage, place)
+        if not confirm(storage, recorder, learning, findings, should_stop):
+            return False
+        return train_again(
+            planned_repeats(findings, learning, seeds=spec.confirming_seeds),
+            study=place.name,
+            storage=storage,
+            recorder=recorder,
+            learning=learning,
+            should_stop=should_stop,
+            progressed=lambda done, of: announce(
+                f"trained again with fresh seeds: {done} of {of}"
+            ),
+        )
 
 
-def load_engine(spec: StudySpec) -> BaseModel:
-    """Return the base model on the device and in the precision that the study file names.
+def _ask_base(
+    spec: StudySpec,
+    base: BaseModel,
+    scenario: Scenario,
+    judge: Judge,
+    *,
+    slots: int,
+    max_rank: int,
+) -> Learning:
+    """Return the experiment, made by asking the base what it knows.
 
     Raises:
-        ModelError: If the model or the device is not there.
+        NothingToLearn: If it knows every fact.
+        ConfigurationError: If it knows too little to lose any of it.
     """
-    engine = spec.engine
-    use_threads(engine.threads)
-    return load_base_model(
-        spec.model,
-        device=None if engine.device == "auto" else engine.device,
-        dtype=None if engine.dtype == "auto" else engine.dtype,
-        rules=TokenRules(
-            end=tuple(spec.tokens.end),
-            pad=spec.tokens.pad,
-            bad_words=tuple(spec.tokens.bad_words),
-        ),
+    learning = Learning(
+        base,
+        scenario,
+        judge=judge,
+        slots=slots,
+        max_rank=max_rank,
+        gradient_checkpointing=spec.engine.gradient_checkpointing,
     )
+    if not learning.facts:
+        raise NothingToLearn(
+            f"{base.name} already knows all {len(scenario.facts)} facts; nothing to teach"
+        )
+    if learning.base.measurement.knowledge_loss.value is None:
+        raise ConfigurationError(
+            f"model: {base.name} knows fewer than {MIN_KNOWN_PER_RING} probes of every ring, so "
+            "that its knowledge loss cannot be measured; name a model that knows more"
+        )
+    return learning
 
 
 def _slots_to_start(

@@ -9,7 +9,8 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.findings import Findings, RepeatKey, find
+from analysis.confirmation import RepeatKey
+from analysis.findings import Findings, find
 from analysis.points import Reference
 from analysis.verdict import Subject
 from data.agreement import Agreement
@@ -77,7 +78,7 @@ def _recalls_together(storage: StudyStorage, record: StudyRecord) -> dict[Repeat
         for kept in trial.measurements:
             if kept.purpose == "repeat":
                 key = (trial.number, kept.measurement.epoch, kept.measurement.sampling.name)
-                verdicts[key] += read_verdicts(storage, kept.id)
+                verdicts[key] += read_verdicts(storage, kept.id, phrasing="test")
     return {key: score_recall(own, phrasing="test") for key, own in verdicts.items()}
 
 

@@ -11,6 +11,8 @@ from data.measurements import Answer
 from data.prompts import Prompt
 from data.recipes import Sampling
 
+BASE = -1  # the slot of the untouched base
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -55,6 +57,6 @@ class UntouchedBase:
         Raises:
             ValueError: If a token asks for an adapter.
         """
-        if asked := set(slot_of_entry) - {-1}:
+        if asked := set(slot_of_entry) - {BASE}:
             raise ValueError(f"slot: {min(asked)} was asked without a router that has its adapter")
         return nullcontext()

@@ -64,8 +64,7 @@ class CachedJudge:
     @property
     def unreachable_reason(self) -> str | None:
         """Return why the judge got no reply to something, None if it did or needs none."""
-        reason: str | None = getattr(self._judge, "unreachable_reason", None)
-        return reason
+        return self._judge.unreachable_reason
 
     def judge(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:
         """Return one verdict per answer, in their order; equal answers are judged once."""

@@ -39,7 +39,7 @@ class Cascade:
     @property
     def unreachable_reason(self) -> str | None:
         """Return why a judge got no reply to something, None if all did or need none."""
-        reasons = (getattr(judge, "unreachable_reason", None) for judge in self._judges)
+        reasons = (judge.unreachable_reason for judge in self._judges)
         return next((reason for reason in reasons if reason is not None), None)
 
     def judge(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:

@@ -16,6 +16,11 @@ class Matcher:
         """Return the name under which its verdicts are kept."""
         return "matcher"
 
+    @property
+    def unreachable_reason(self) -> None:
+        """Return None: nobody has to reply."""
+        return None
+
     def judge(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:
         """Return one verdict per answer, in their order."""
         return tuple(

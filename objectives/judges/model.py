@@ -14,15 +14,10 @@ from torch import Tensor
 from data.judge_prompts import GRADER, Wording, write_rubric
 from data.measurements import Answer, Label, Verdict
 from objectives.answers.batches import batch_rows
+from objectives.answers.following import logits_after
+from objectives.answers.request import BASE, UntouchedBase
 from objectives.judges.rubric import judge_with_model
 from objectives.models.base import BaseModel, ModelError
-from objectives.models.reading import (
-    attending,
-    lay_out_rows,
-    logits_only_of,
-    reads_packed,
-    share_beginnings,
-)
 
 # Below this joint probability of "yes" and "no" the model is not answering the question.
 LEAST_JOINT_PROBABILITY = 0.05
@@ -111,6 +106,11 @@ class ModelJudge:
         short = PurePath(base.name).name[:40]
         return f"model {short}@{digest[:12]} {self._wording.signature}"
 
+    @property
+    def unreachable_reason(self) -> None:
+        """Return None: the model is here."""
+        return None
+
     def judge(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:
         """Return one verdict per answer, in their order."""
         return judge_with_model(
@@ -180,14 +180,9 @@ def read_next_tokens(base: BaseModel, rows: Sequence[_Row]) -> Tensor:
 
     A beginning that neighbouring rows share is read once, where the model allows it.
     """
-    if reads_packed(base.model):
-        laid = share_beginnings(base, rows, [0] * len(rows))
-    else:
-        laid = lay_out_rows(base, rows)
-    last = torch.tensor([int(entries[-1]) for entries in laid.entries_of], device=base.device)
-    with attending(base.model, laid) as inputs, logits_only_of(base.model, last):
-        logits: Tensor = base.model(**inputs).logits
-    return logits.reshape(len(rows), -1).float().log_softmax(-1).cpu()
+    last = [slice(-1, None)] * len(rows)
+    logits, places = logits_after(base, rows, [BASE] * len(rows), last, UntouchedBase())
+    return logits[places].log_softmax(-1).cpu()
 
 
 def _special_tokens_of(base: BaseModel) -> tuple[str, ...]:

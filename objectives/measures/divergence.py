@@ -8,12 +8,11 @@ import torch
 
 from objectives.answers.batches import batch_rows
 from objectives.answers.encode import encode_prompts
-from objectives.answers.request import AdapterRouter, Continuation
-from objectives.measures.drift import logits_after
+from objectives.answers.following import logits_after
+from objectives.answers.request import BASE, AdapterRouter, Continuation
 from objectives.models.base import BaseModel
 from objectives.models.memory import with_rows_that_fit
 
-BASE = -1  # the slot of the untouched base
 _ROWS_PER_BATCH = 64
 
 

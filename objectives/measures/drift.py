@@ -8,20 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from objectives.answers.batches import batch_rows
-from objectives.answers.cache import may_share_beginnings
 from objectives.answers.encode import encode_document
+from objectives.answers.following import logits_after
 from objectives.answers.request import AdapterRouter, UntouchedBase
 from objectives.models.base import BaseModel
 from objectives.models.memory import with_rows_that_fit
-from objectives.models.reading import (
-    attending,
-    lay_out_rows,
-    logits_only_of,
-    share_beginnings,
-)
 
 # The most logits of one forward pass: 32 MiB in fp32, several times in the loss. Larger passes
 # were slower on a CPU.
@@ -90,38 +83,3 @@ def _sum_nats(
     nats = (logits.logsumexp(dim=-1)[places] - chosen).double().cpu().numpy()
     owners = np.repeat(np.arange(len(documents)), [len(document) - 1 for document in documents])
     return np.bincount(owners, weights=nats, minlength=len(documents)).astype(np.float64)
-
-
-def logits_after(
-    base: BaseModel,
-    rows: Sequence[tuple[int, ...]],
-    slots: Sequence[int],
-    parts: Sequence[slice],
-    router: AdapterRouter,
-) -> tuple[Tensor, Tensor]:
-    """Return the logits that follow a part of each row's tokens.
-
-    Args:
-        base: The model.
-        rows: Token ids.
-        slots: By whose adapter each row is read.
-        parts: After which of its tokens each row's logits are wanted.
-        router: Where the adapters are.
-
-    Returns:
-        Logits (distinct places, vocabulary) in single precision, and the place of every wanted
-        token, row after row.
-    """
-    if may_share_beginnings(base.model):
-        laid = share_beginnings(base, rows, slots)
-    else:
-        laid = lay_out_rows(base, rows)
-    wanted = [entries[part] for entries, part in zip(laid.entries_of, parts, strict=True)]
-    read, places = np.unique(np.concatenate(wanted), return_inverse=True)
-    with (
-        router.answering(np.asarray(slots)[laid.owners].tolist()),
-        attending(base.model, laid) as arguments,
-        logits_only_of(base.model, torch.from_numpy(read).to(base.device)),
-    ):
-        logits = base.model(**arguments).logits.float()
-    return logits, torch.from_numpy(places).to(base.device)

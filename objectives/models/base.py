@@ -75,7 +75,7 @@ class BaseModel:
         """Return the longest text the model can read, in tokens."""
         return int(self.model.config.max_position_embeddings)
 
-    @property
+    @cached_property
     def pad_id(self) -> int:
         """Return a token id to fill rows with; it is masked wherever it stands."""
         if self.rules.pad is not None:

@@ -20,11 +20,11 @@ from data.prompts import Prompt, PromptStyle, put_question
 from data.recipes import GREEDY, Sampling
 from data.scoring import is_in_mean
 from objectives.answers.generate import generate
-from objectives.answers.request import Request
+from objectives.answers.request import BASE, Request
 from objectives.bank.bank import Bank
 from objectives.bank.loading import adapter_rank
 from objectives.judges.matcher import Matcher
-from objectives.learn import BASE, Learning, Measured
+from objectives.learn import Learning, Measured
 from objectives.models.base import BaseModel
 from objectives.models.load import POCKET
 from search_spaces.presets import PRESETS, find_preset, name_presets, without_penalties
@@ -40,7 +40,8 @@ from study.commands.application import (
     results,
 )
 from study.commands.showing import TrialArgument, find_adapter, opened_study
-from study.setting_up import check_lengths, load_engine
+from study.engine import load_engine
+from study.setting_up import check_lengths
 from study.spec import ConfigurationError, StudySpec
 from study.stored import find_in, load_study_scenario
 

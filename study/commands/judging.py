@@ -32,7 +32,7 @@ from data.agreement import (
 )
 from data.label_files import LabelledAnswer, labels_digest, load_labels
 from data.measurements import Estimate, Label, Measurement
-from objectives.judges.base import Judge
+from objectives.judges.base import Judge, judge_answers
 from objectives.judges.cached import MemoryCache
 from storage.database import StudyStorage
 from storage.reader import read_said, read_verdicts
@@ -48,7 +48,7 @@ from study.commands.application import (
     results,
 )
 from study.commands.showing import opened_study
-from study.judge_making import LateCache, judge_named, require_replies
+from study.judge_making import LateCache, judge_named
 from study.place import Place
 from study.rejudging import Rejudged, judge_again
 from study.spec import ConfigurationError
@@ -90,8 +90,7 @@ def check(
         )
     labelled = load_labels(labels)
     checked = judge_named(judge, MemoryCache())
-    verdicts = checked.judge([each.answer for each in labelled])
-    require_replies(checked)
+    verdicts = judge_answers(checked, [each.answer for each in labelled])
     given = [verdict.label for verdict in verdicts]
     agreement = _agreement(labelled, given)
     disagreements = [
@@ -159,7 +158,7 @@ def check(
         results.print_json(json.dumps(shown))
     else:
         results.print(Group(*parts), soft_wrap=True)
-    if _is_no_better_than_chance(agreement):
+    if agreement.is_no_better_than_chance:
         raise NothingUsable(
             f"{checked.name} is of no use as a judge of such answers: its sensitivity and "
             "specificity add up to no more than 1"
@@ -193,7 +192,6 @@ def run(
         judged: list[Rejudged] = []
         with messages.status(f"{other.name} judges {place.name}"):
             for each in judge_again(opened, record, other):
-                require_replies(other)
                 labels = [verdict.label for verdict in each.verdicts]
                 recorder.record_rejudgement(each.kept.id, labels, judge=other.name)
                 judged.append(each)
@@ -253,11 +251,6 @@ def _corrections(
         except NotCorrectable:
             return []
     return corrected
-
-
-def _is_no_better_than_chance(agreement: Agreement) -> bool:
-    sensitivity, specificity = agreement.sensitivity.value, agreement.specificity.value
-    return sensitivity is not None and specificity is not None and sensitivity + specificity <= 1
 
 
 def _show_agreement(judge: str, agreement: Agreement) -> Table:

@@ -11,16 +11,11 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from data.prompts import Prompt
 from objectives.models.base import BaseModel
+from tests.objectives.tiny_llama import SIZES, make_tiny_llama
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 ENDS_OF_ANSWERS = ("\n", "\n\n", "?", ":", "Joe", "Brandine", "Question", "Answer")
@@ -80,42 +75,27 @@ def _make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 48,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "initializer_range": 0.4,
-}
-
-
 @pytest.fixture(scope="session")
 def talking_base() -> BaseModel:
     """Return a model whose answers end at EOS, at a cut and at their longest; do not change it."""
     torch.set_num_threads(1)
     tokenizer = _make_tokenizer()
-    config = LlamaConfig(**SIZES, vocab_size=len(tokenizer))
-    with torch.random.fork_rng():
-        torch.manual_seed(95)
-        model = LlamaForCausalLM(config)
-    return BaseModel(
-        name="talking",
-        source="talking",
-        digest="talking-digest",
-        model=model.eval().requires_grad_(False),
-        tokenizer=tokenizer,
-    )
+    return make_tiny_llama("talking", tokenizer, seed=95, context=48, initializer_range=0.4)
 
 
 @pytest.fixture(scope="session")
 def windowed_base(talking_base: BaseModel) -> BaseModel:
     """Return a model whose tokens see only the six before them; do not change it."""
-    config = MistralConfig(**SIZES, vocab_size=len(talking_base.tokenizer), sliding_window=6)
+    config = MistralConfig(
+        **SIZES,
+        vocab_size=len(talking_base.tokenizer),
+        max_position_embeddings=48,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.4,
+        sliding_window=6,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = MistralForCausalLM(config)

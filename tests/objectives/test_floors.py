@@ -19,6 +19,7 @@ from data.world_facts import load_probes
 from objectives import floors
 from objectives.answers.request import Continuation, Request
 from objectives.floors import measure_floors
+from objectives.judges.base import JudgeUnreachable
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning
 from objectives.models.base import BaseModel
@@ -81,6 +82,7 @@ class Witness:
 
     prompts: list[Prompt] = field(default_factory=list)
     name: str = "witness"
+    unreachable_reason: str | None = None
 
     def judge(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:
         self.prompts += [answer.prompt for answer in answers]
@@ -91,6 +93,7 @@ class Doubter:
     """Cannot judge anything."""
 
     name = "doubter"
+    unreachable_reason: str | None = None
 
     def judge(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:
         return tuple(Verdict(answer=a, label="unjudged", judge=self.name) for a in answers)
@@ -189,6 +192,13 @@ def test_answers_that_nobody_could_judge_measure_nothing(copyist: Copyist) -> No
     for floor in measure_floors(counter(), FACTS, judge=Doubter()):
         assert (floor.recall, floor.context_tokens) == (NOT_MEASURED, None)
         assert floor.reason == "none of the answers could be judged"
+
+
+def test_nothing_is_measured_without_a_judge_that_gives_no_reply(copyist: Copyist) -> None:
+    judge = Doubter()
+    judge.unreachable_reason = "the connection failed"
+    with pytest.raises(JudgeUnreachable, match="the connection failed"):
+        measure_floors(counter(), FACTS, judge=judge)
 
 
 def test_without_facts_nothing_is_measured(copyist: Copyist) -> None:

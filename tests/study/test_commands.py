@@ -292,7 +292,7 @@ def test_a_study_from_its_first_run_to_its_last_adapter(
 
     # The same command shows the study again, without a model.
     with monkeypatch.context() as without_a_model:
-        without_a_model.delattr("study.setting_up.load_base_model")
+        without_a_model.delattr("study.engine.load_base_model")
         assert run_json(capsys, "run", *files) == (code, shown)
 
     # A larger total goes on with it.

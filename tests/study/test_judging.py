@@ -30,6 +30,7 @@ class Contrary:
     """A judge that accepts what names no expected text, and refuses what does."""
 
     name = "contrary"
+    unreachable_reason = None
 
     def judge(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:
         return tuple(
@@ -195,7 +196,7 @@ def test_a_finished_study_is_judged_again_and_its_judge_checked(
         stored = {kept.id: read_verdicts(storage, kept.id) for kept in before.measurements}
 
     # No command needs a model from here on.
-    monkeypatch.delattr("study.setting_up.load_base_model")
+    monkeypatch.delattr("study.engine.load_base_model")
     code, same = run_json(capsys, "judge", "run")
     assert code == 0
     assert (same["study"], same["judge"]) == ("tiny", "matcher")

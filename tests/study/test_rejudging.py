@@ -24,6 +24,8 @@ SitDown = Callable[..., AbstractContextManager[Any]]
 class Always:
     """A judge that says the same of every answer, but of probes what the matcher says."""
 
+    unreachable_reason = None
+
     def __init__(self, label: Label, *, probes: Label | None = None) -> None:
         self._label = label
         self._probes = probes

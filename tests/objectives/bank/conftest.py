@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from objectives.models.base import BaseModel
+from tests.objectives.tiny_llama import make_tiny_llama
 
 WORDS = tuple(f"w{number}" for number in range(90))
 
@@ -35,29 +36,7 @@ def base() -> BaseModel:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=len(vocabulary),
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(20230312)
-        model = LlamaForCausalLM(config)
-    return BaseModel(
-        name="tiny",
-        source="tiny",
-        digest="tiny-digest",
-        model=model.eval().requires_grad_(False),
-        tokenizer=tokenizer,
-    )
+    return make_tiny_llama("tiny", tokenizer, seed=20230312, context=64, initializer_range=0.2)
 
 
 @pytest.fixture(scope="session")

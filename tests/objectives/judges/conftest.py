@@ -24,6 +24,7 @@ class ScriptedJudge:
         self.label_of = label_of
         self.otherwise = otherwise
         self.asked: list[str] = []
+        self.unreachable_reason: str | None = None
 
     def judge(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:
         self.asked += [answer.text for answer in answers]

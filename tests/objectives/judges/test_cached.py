@@ -82,6 +82,7 @@ def test_a_judge_that_fails_late_loses_little(make_answer: MakeAnswer, scripted:
 
     class FailingJudge:
         name = "a"
+        unreachable_reason = None
 
         def judge(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:
             if len(inner.asked) > 500:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from data.judge_prompts import EXAMINER, GRADER, WORDINGS
 from data.measurements import Answer, Label
@@ -21,6 +21,7 @@ from objectives.judges.matcher import Matcher
 from objectives.judges.model import ModelJudge, YesNo, read_next_tokens
 from objectives.models.base import BaseModel, ModelError
 from objectives.models.load import load_base_model
+from tests.objectives.tiny_llama import make_tiny_llama
 
 MakeAnswer = Callable[..., Answer]
 
@@ -51,29 +52,7 @@ def _make_base(*, words: Sequence[str] = _VERDICTS, context: int = 2048) -> Base
         unk_token="<unk>",
         additional_special_tokens=["<|turn|>"],
     )
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=context,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=1,
-        initializer_range=0.4,
-        vocab_size=len(tokenizer),
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(11)
-        model = LlamaForCausalLM(config)
-    return BaseModel(
-        name="letters",
-        source="letters",
-        digest="letters-digest",
-        model=model.eval().requires_grad_(False),
-        tokenizer=tokenizer,
-    )
+    return make_tiny_llama("letters", tokenizer, seed=11, context=context, initializer_range=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +191,7 @@ def test_a_model_that_cannot_read_packed_rows_votes_alike(
 ) -> None:
     answers = [make_answer(text) for text in ("Butler", "Colin Farrell", "x" * 90)]
     packed = ModelJudge(letters).score(answers)
-    for module in ("objectives.judges.model", "objectives.models.reading"):
+    for module in ("objectives.answers.cache", "objectives.models.reading"):
         monkeypatch.setattr(f"{module}.reads_packed", lambda _model: False)
 
     padded = ModelJudge(letters).score(answers)
