@@ -13,9 +13,7 @@ from data.facts import Fact
 from data.measurements import Estimate
 from storage.records import StudyRecord
 
-# Thresholds are compared with intervals as they are printed, in whole percents: a page that says
-# "80 %" must not say "below 80 %" of the same number.
-_ROUNDING = 0.005
+_ROUNDING = 1e-9  # an interval that ends at a threshold keeps it
 
 Answer = Literal["yes", "partly", "no", "already known", "cannot tell"]
 
@@ -154,11 +152,13 @@ class _Figures:
         if recall.value is None or recall.low is None or recall.value < TAUGHT_RECALL:
             missed.append(f"the recall stays below {say_share(TAUGHT_RECALL)}")
         elif recall.low < TAUGHT_RECALL - _ROUNDING:
-            missed.append(f"the recall may be below {say_share(TAUGHT_RECALL)}")
+            said = _say_end(recall.low, TAUGHT_RECALL)
+            missed.append(f"the recall may be below {say_share(TAUGHT_RECALL)}{said}")
         if loss.value is None or loss.high is None or loss.value > ACCEPTED_KNOWLEDGE_LOSS:
             missed.append(f"the loss is above {say_share(ACCEPTED_KNOWLEDGE_LOSS)}")
         elif loss.high > ACCEPTED_KNOWLEDGE_LOSS + _ROUNDING:
-            missed.append(f"the loss may be above {say_share(ACCEPTED_KNOWLEDGE_LOSS)}")
+            said = _say_end(loss.high, ACCEPTED_KNOWLEDGE_LOSS)
+            missed.append(f"the loss may be above {say_share(ACCEPTED_KNOWLEDGE_LOSS)}{said}")
         return missed
 
     def describe(self, point: Point, new_facts: int) -> str:
@@ -172,6 +172,11 @@ class _Figures:
             f"{facts} right; of what the model knew it now gets "
             f"{say_estimate(self.knowledge_loss)} wrong."
         )
+
+
+def _say_end(end: float, threshold: float) -> str:
+    """Return an interval's end more exactly where whole percents hide that it misses."""
+    return f" ({100 * end:.1f} %)" if say_share(end) == say_share(threshold) else ""
 
 
 def _lies_above(recall: Estimate, base: Estimate) -> bool:

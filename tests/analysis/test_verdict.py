@@ -36,6 +36,13 @@ def test_an_interval_that_passes_a_bound_is_partly(maker: StudyMaker) -> None:
     )
 
 
+def test_an_end_that_whole_percents_hide_is_said_more_exactly(maker: StudyMaker) -> None:
+    conclusion = maker.add((1, 0.847, 0.02)).findings().conclusion
+    assert conclusion.answer == "partly"
+    assert conclusion.sentence.startswith("Partly: the recall may be below 80 % (79.7 %). Trial")
+    assert "(95 % interval 80–90 %)" in conclusion.sentence
+
+
 def test_a_member_trained_again_is_judged_by_that(maker: StudyMaker) -> None:
     repeated = [(0.90, 0.02), (0.94, 0.03), (0.92, 0.04)]
     findings = maker.add((8, 0.99, 0.01), repeated=repeated).findings(subject=SUBJECT)
