@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: study test test-slow check bench pocket clean
+.PHONY: study test test-slow chaos check bench pocket clean
 
 study: .venv/installed
 	$(BIN)/remember run
@@ -11,6 +11,9 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-dev
 	$(BIN)/pytest -m slow
+
+chaos: .venv/installed-dev
+	$(BIN)/pytest -m chaos -s
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

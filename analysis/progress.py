@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from analysis.points import Reference, study_points
-from data.front import hypervolume
+from data.front import hypervolume, non_dominated
 from storage.records import StudyRecord
 
 
@@ -43,6 +43,7 @@ def follow_hypervolume(record: StudyRecord, reference: Reference) -> tuple[Progr
     ):
         trained[point.trial] = point.measurement.trained_tokens
         reached.append((point.recall, point.knowledge_loss))
+        reached = [reached[i] for i in non_dominated(reached)]  # the others rule nothing more
         steps.append(
             Progress(
                 trained_tokens=sum(trained.values()),

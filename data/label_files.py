@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data.fact_tables import Fields, Row, read_rows, take_text, take_texts
@@ -13,10 +13,11 @@ from data.facts import FactsError, text_digest
 from data.measurements import Answer, Label
 from data.nearest_name import hint_at
 from data.prompts import Prompt
+from data.spreadsheet_cells import unguard_cell
 
-_FIELDS = Fields(
-    required=("question", "expected", "answer", "verdict"), lists=("expected",), more=()
-)
+COLUMNS = ("question", "expected", "answer", "verdict")
+
+_FIELDS = Fields(required=COLUMNS, lists=("expected",), more=())
 _LABELS: dict[str, Label] = {
     **dict.fromkeys(("correct", "right", "true", "yes", "1"), "correct"),
     **dict.fromkeys(("incorrect", "wrong", "false", "no", "0"), "incorrect"),
@@ -58,13 +59,28 @@ def load_labels(path: Path) -> tuple[LabelledAnswer, ...]:
 
     Its columns are question, expected, answer and verdict. Several `expected` answers are split by
     "|", in JSONL and TOML they may be a list. A `verdict` is correct, right, true, yes or 1;
-    incorrect, wrong, false, no or 0; or not_attempted. Surrounding white space is dropped.
+    incorrect, wrong, false, no or 0; or not_attempted. Surrounding white space is dropped. A cell
+    of a CSV or TSV file that begins with an apostrophe and what a formula begins with is read
+    without the apostrophe: spreadsheets and `write_sheet` put it there.
 
     Raises:
-        FactsError: With file, row, field, value and what to do.
+        FactsError: With file, row, field, value and what to do; rows without a verdict are
+            counted in one.
     """
     try:
-        return tuple(map(_make_labelled, read_rows(path, _FIELDS)))
+        rows = read_rows(path, _FIELDS)
+        if path.suffix.lower() in (".csv", ".tsv"):
+            rows = list(map(_without_guards, rows))
+        read = list(map(_make_labelled, rows))
+        labelled = tuple(each for each in read if each is not None)
+        if len(labelled) < len(rows):
+            first = next(row for row, each in zip(rows, read, strict=True) if each is None)
+            raise FactsError(
+                f"verdict: {len(rows) - len(labelled)} of {len(rows)} rows have none, the first "
+                f"at {first.place}; write correct, incorrect or not_attempted in each of them, or "
+                "delete them"
+            )
+        return labelled
     except FactsError as error:
         raise FactsError(f"{path}: {error}") from error
 
@@ -75,7 +91,19 @@ def labels_digest(labels: Sequence[LabelledAnswer]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _make_labelled(row: Row) -> LabelledAnswer:
+def _without_guards(row: Row) -> Row:
+    """Return a row of a table as it was before its cells were guarded against being computed."""
+    values = dict(row.values)
+    for name, value in values.items():
+        if isinstance(value, str):
+            values[name] = unguard_cell(value)
+        elif isinstance(value, list):  # which was one cell
+            values[name] = [*map(unguard_cell, value[:1]), *value[1:]]
+    return replace(row, values=values)
+
+
+def _make_labelled(row: Row) -> LabelledAnswer | None:
+    """Return a labelled answer, None where all but the verdict is there."""
     try:
         # An answer may be empty, but its key may not be missing; a table's header sees to that.
         for field in _FIELDS.required:
@@ -84,11 +112,12 @@ def _make_labelled(row: Row) -> LabelledAnswer:
         question = take_text(row, "question")
         if question is None:
             raise FactsError("question: it is empty; write what the model was asked")
+        accepted, text = _take_expected(row), take_text(row, "answer") or ""
+        verdict = row.values["verdict"]
+        if verdict is None or (isinstance(verdict, str) and not verdict.strip()):
+            return None
         return LabelledAnswer(
-            question=question,
-            accepted=_take_expected(row),
-            text=take_text(row, "answer") or "",
-            label=_take_label(row.values["verdict"]),
+            question=question, accepted=accepted, text=text, label=_take_label(verdict)
         )
     except FactsError as error:
         raise FactsError(f"{row.place}: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -13,7 +13,7 @@ from data.prompts import Prompt, fact_prompts
 from data.recipes import GREEDY
 from data.scoring import score_recall
 from objectives.answers.generate import generate
-from objectives.answers.request import BASE, Request
+from objectives.answers.request import BASE, Request, never, stoppable
 from objectives.judges.base import Judge, judge_answers
 from objectives.learn import SEARCHED
 from objectives.models.base import BaseModel
@@ -26,7 +26,12 @@ _MOST_TOKENS = 2**24
 
 
 def measure_floors(
-    base: BaseModel, facts: Sequence[Fact], *, judge: Judge, base_recall: Estimate | None = None
+    base: BaseModel,
+    facts: Sequence[Fact],
+    *,
+    judge: Judge,
+    base_recall: Estimate | None = None,
+    should_stop: Callable[[], bool] = never,
 ) -> tuple[Floor, ...]:
     """Return what the base recalls of the facts untold, told all of them, and told the best match.
 
@@ -39,21 +44,25 @@ def measure_floors(
         facts: The new facts; without any, nothing is measured.
         judge: Decides about the answers.
         base_recall: What the base recalls untold if it was asked already; None asks it now.
+        should_stop: Asked before every forward pass.
+
+    Raises:
+        AskingStopped: If `should_stop` says so.
+        JudgeUnreachable: If the judge gives no reply.
     """
     prompts = fact_prompts(facts, SEARCHED)
     finder = FactFinder(facts)
     matches = {prompt.question: finder.find(prompt.question) for prompt in prompts}
     best = {question: write_context((fact,) if fact else ()) for question, fact in matches.items()}
-    untold = (
-        _measure(base, "base", prompts, [""] * len(prompts), judge)
-        if base_recall is None
-        else Floor(name="base", recall=base_recall, context_tokens=0.0)
-    )
-    return (
-        untold,
-        _measure(base, "all facts", prompts, [write_context(facts)] * len(prompts), judge),
-        _measure(base, "best fact", prompts, [best[prompt.question] for prompt in prompts], judge),
-    )
+    everything = write_context(facts)
+    with stoppable(base.model, should_stop):
+        return (
+            _measure(base, "base", prompts, [""] * len(prompts), judge)
+            if base_recall is None
+            else Floor(name="base", recall=base_recall, context_tokens=0.0),
+            _measure(base, "all facts", prompts, [everything] * len(prompts), judge),
+            _measure(base, "best fact", prompts, [best[p.question] for p in prompts], judge),
+        )
 
 
 def _measure(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -16,7 +17,14 @@ from data.prompts import Phrasing, Prompt, fact_prompts, put_question
 from data.recipes import GREEDY, Recipe, Sampling
 from data.scenarios import Scenario
 from objectives.answers.generate import generate
-from objectives.answers.request import BASE, Continuation, Request
+from objectives.answers.request import (
+    BASE,
+    Continuation,
+    Request,
+    never,
+    refuse_to_go_on,
+    stoppable,
+)
 from objectives.answers.verify import verify_greedy
 from objectives.bank.bank import Bank
 from objectives.judges.base import Judge, judge_answers
@@ -54,6 +62,11 @@ class Learning:
 
     Making it asks the base everything once: `base` is the reference, `facts` are those it does not
     know, `already_known` those that are set aside.
+
+    Whatever asks can be stopped: of a large model a measurement lasts minutes, and whoever is told
+    to stop must have saved all trials and be gone within ten seconds. So `should_stop` is asked
+    before every forward pass, and once it says so `AskingStopped` is raised, when making it as
+    well. No slot has changed then, and measuring again gives what it would have given.
     """
 
     def __init__(
@@ -65,13 +78,27 @@ class Learning:
         slots: int,
         max_rank: int,
         gradient_checkpointing: bool = False,
+        should_stop: Callable[[], bool] = never,
     ) -> None:
-        self.bank = Bank(
-            base,
-            slots=slots,
-            max_rank=max_rank,
-            gradient_checkpointing=gradient_checkpointing,
-        )
+        """Ask the base.
+
+        Args:
+            base: The model.
+            scenario: What is taught and what must not be lost.
+            judge: Decides about the answers.
+            slots: How many adapters train at once.
+            max_rank: The largest rank of one.
+            gradient_checkpointing: As in `Bank`.
+            should_stop: Whether to stop asking; quick, for it is asked often.
+
+        Raises:
+            AskingStopped: If `should_stop` says so.
+            JudgeUnreachable: If the judge gives no reply.
+            ModelError: If the bank or a prompt does not fit the model.
+        """
+        self._should_stop = should_stop
+        self._gradient_checkpointing = gradient_checkpointing
+        self.bank = self._make_bank(base, slots=slots, max_rank=max_rank)
         self._model = base
         self._judge = judge
         self._held_out = tuple(probe.statement for probe in scenario.probes if probe.statement)
@@ -106,6 +133,19 @@ class Learning:
             drift_nats=self._drift(self._base_nats),
         )
 
+    def use_slots(self, slots: int) -> None:
+        """Train so many adapters at once from now on; the bank is empty then."""
+        if slots != self.bank.slots:
+            self.bank = self._make_bank(self._model, slots=slots, max_rank=self.bank.max_rank)
+
+    def _make_bank(self, base: BaseModel, *, slots: int, max_rank: int) -> Bank:
+        return Bank(
+            base,
+            slots=slots,
+            max_rank=max_rank,
+            gradient_checkpointing=self._gradient_checkpointing,
+        )
+
     def begin(self, slot: int, recipe: Recipe, *, seed: int) -> None:
         """Let an empty slot train a new adapter on the facts the base does not know."""
         self.bank.admit(slot, recipe, partial(self.epoch_texts, recipe, seed), seed=seed)
@@ -120,6 +160,10 @@ class Learning:
 
         All slots are asked in one batch. Under a sampling only recall is asked anew; knowledge
         loss and drift repeat the greedy values. Greedy decoding is not measured twice.
+
+        Raises:
+            AskingStopped: If it was to stop.
+            JudgeUnreachable: If the judge gives no reply.
         """
         requests = [
             request
@@ -127,14 +171,9 @@ class Learning:
             for sampling in self._samplings(turn)
             for request in _ask(self._prompts, turn.slot, sampling, turn.noise_seed)
         ]
-        continuations = iter(generate(self._model, requests, router=self.bank))
+        continuations = iter(self._ask(requests))
         slots = [turn.slot for turn in turns]
-        probed = [
-            self._judge_answers(answered)
-            for answered in verify_greedy(
-                self._model, self._probe_references, slots, router=self.bank
-            )
-        ]
+        probed = [self._judge_answers(answered) for answered in self._verify_probes(slots)]
         nats = self._mean_nats(slots)
         return [
             tuple(
@@ -169,8 +208,8 @@ class Learning:
         """
         prompts = fact_prompts(self.facts, EVERYTHING)
         requests = list(_ask(prompts, slot, sampling, noise_seed))
-        answered = generate(self._model, requests, router=self.bank)
-        (probed,) = verify_greedy(self._model, self._probe_references, [slot], router=self.bank)
+        answered = self._ask(requests)
+        (probed,) = self._verify_probes([slot])
         (nats,) = self._mean_nats([slot])
         measured = self._score(
             self._judge_answers(answered),
@@ -180,7 +219,8 @@ class Learning:
             tokens=trained_tokens,
             drift_nats=self._drift(nats),
         )
-        kl_nats = mean_kl_nats(self._model, self._test_references, slot=slot, router=self.bank)
+        with self._asking():
+            kl_nats = mean_kl_nats(self._model, self._test_references, slot=slot, router=self.bank)
         measurement = replace(measured.measurement, kl_nats=kl_nats)
         if sampling != GREEDY:
             (sampled,) = self.measure_samplings(slot, [sampling], noise_seed=noise_seed)
@@ -214,7 +254,7 @@ class Learning:
                 noise_seed,
             )
         ]
-        answered = iter(generate(self._model, requests, router=self.bank))
+        answered = iter(self._ask(requests))
 
         def judge_next(count: int) -> tuple[Verdict, ...]:
             return self._judge_answers(list(islice(answered, count)))
@@ -266,9 +306,22 @@ class Learning:
 
     def _ask_base(self, prompts: Sequence[Prompt]) -> list[Continuation]:
         requests = [Request(prompt=p, slot=BASE, sampling=GREEDY, seed=0) for p in prompts]
-        return generate(self._model, requests)
+        return self._ask(requests)
+
+    def _ask(self, requests: Sequence[Request]) -> list[Continuation]:
+        with self._asking():
+            return generate(self._model, requests, router=self.bank)
+
+    def _verify_probes(self, slots: Sequence[int]) -> list[list[Continuation]]:
+        with self._asking():
+            return verify_greedy(self._model, self._probe_references, slots, router=self.bank)
+
+    def _asking(self) -> AbstractContextManager[None]:
+        return stoppable(self._model.model, self._should_stop)
 
     def _judge_answers(self, continuations: Sequence[Continuation]) -> tuple[Verdict, ...]:
+        # A judge that is slow itself asks between its own passes.
+        refuse_to_go_on(self._should_stop)
         return judge_answers(self._judge, [continuation.answer for continuation in continuations])
 
     def _drift(self, nats: float | None) -> float | None:
@@ -279,7 +332,10 @@ class Learning:
     def _mean_nats(self, slots: Sequence[int]) -> tuple[float | None, ...]:
         if not self._held_out:
             return (None,) * len(slots)
-        return mean_cross_entropy_nats(self._model, self._held_out, slots=slots, router=self.bank)
+        with self._asking():
+            return mean_cross_entropy_nats(
+                self._model, self._held_out, slots=slots, router=self.bank
+            )
 
     def _score(
         self,

@@ -4,91 +4,60 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
-from sqlalchemy import (
-    URL,
-    Connection,
-    Engine,
-    create_engine,
-    event,
-    insert,
-    inspect,
-    make_url,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.dialects import plugins
-from sqlalchemy.engine import CreateEnginePlugin
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import TrialState
+from sqlalchemy import URL, create_engine, inspect, select
+from sqlalchemy.exc import CompileError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from storage.tables import Row, SchemaRow
+from storage.creation_lock import LONGEST_WAIT_SECONDS, creation_lock
+from storage.errors import StorageError, StudyNotFound, root_cause
+from storage.migrating import upgrade_tables
+from storage.patience import Patience, patient
+from storage.sqlite_transactions import SQLITE_PLUGIN
+from storage.tables import SchemaRow, database_seconds
+from storage.urls import parse_url, show_parsed_url, show_url, sqlite_file, untested_kind
 
-# Raised with every change to our tables; a database of a newer version is refused.
-REMEMBER_SCHEMA_VERSION = 2
+__all__ = [
+    "StorageError",
+    "StudyNotFound",
+    "StudyStorage",
+    "holds_studies",
+    "open_storage",
+    "show_url",
+    "sqlite_file",
+    "untested_kind",
+]
 
-_BUSY_TIMEOUT_SECONDS = 60
+_Result = TypeVar("_Result")
+
 _SQLITE_HEADER = b"SQLite format 3\x00"
-_SQLITE_PLUGIN = "remember_sqlite"
-# Optuna creates its tables over connections of its own, so that no transaction can guard them.
-# These locks belong to the session and end with it, also when its process is killed.
-_CREATION_LOCKS = {
-    "postgresql": f"SELECT pg_advisory_lock(hashtext('{SchemaRow.__tablename__}'))",
-    "mysql": f"SELECT get_lock('{SchemaRow.__tablename__}', {_BUSY_TIMEOUT_SECONDS})",
-    "mariadb": f"SELECT get_lock('{SchemaRow.__tablename__}', {_BUSY_TIMEOUT_SECONDS})",
+# Without them, a host that vanished keeps a worker waiting for hours before it notices.
+_PSYCOPG_OPTIONS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
 }
 
 
-class StorageError(RuntimeError):
-    """The database cannot be used; the message names it, without its password, and says why."""
+class StudyStorage(RDBStorage):
+    """Optuna's storage; our tables live in the same database and use the same engine.
 
-
-class StudyNotFound(StorageError):
-    """The database holds no study of the asked name."""
-
-
-class SqliteTransactions(CreateEnginePlugin):
-    """Makes every engine it is named for take SQLite's write lock when a transaction begins.
-
-    Optuna reads a waiting trial and then claims it; with SQLite's default, the lock at the first
-    write, two workers claim the same one. A plugin, because RDBStorage makes its engine itself,
-    again in every unpickled copy, and uses it before a subclass could reach it.
+    A lost database is waited for, with its `patience`, in every method of Optuna's storages and in
+    all that reads or writes our tables through it.
     """
 
-    def update_url(self, url: URL) -> URL:
-        """Return the URL as it is: the plugin is named by an argument, not by the URL."""
-        return url
-
-    def engine_created(self, engine: Engine) -> None:
-        """Attach the event handlers to a new engine."""
-        event.listen(engine, "connect", _prepare_sqlite_connection)
-        event.listen(engine, "begin", _begin_sqlite_transaction)
-
-
-plugins.register(_SQLITE_PLUGIN, __name__, SqliteTransactions.__name__)
-
-
-def _prepare_sqlite_connection(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # the driver leaves BEGIN to us
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA foreign_keys = ON")
-
-
-def _begin_sqlite_transaction(connection: Connection) -> None:
-    reads_only = connection.get_execution_options().get("reads_only", False)
-    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
-
-
-class StudyStorage(RDBStorage):
-    """Optuna's storage; our tables live in the same database and use the same engine."""
+    patience: Patience = Patience()  # waits silently
 
     def begin_write(self) -> Session:
         """Return a session for one transaction that writes."""
@@ -103,9 +72,100 @@ class StudyStorage(RDBStorage):
         self.remove_session()
         self.engine.dispose()
 
+    def outlast(self, call: Callable[[], _Result]) -> _Result:
+        """Return what a call returns, repeating it until the database is there.
+
+        Raises:
+            DatabaseLost: If that takes too long.
+        """
+        return self.patience.outlast(call, drop_connections=self._drop_connections)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Update a trial as Optuna does; one that an interrupted attempt ended so is no error.
+
+        A waiting trial that an interrupted attempt set running counts as taken by another. Then,
+        and where `create_new_trial` is repeated, a running trial that nobody holds is left; those
+        are what workers take up when they have nothing of their own.
+        """
+
+        def is_done() -> bool:
+            trial = self.get_trial(trial_id)
+            return trial.state == state and values in (None, trial.values)
+
+        def update() -> bool:
+            return super(StudyStorage, self).set_trial_state_values(trial_id, state, values)
+
+        values = None if values is None else [float(value) for value in values]
+        return self._repeat(update, UpdateFinishedTrialError, is_done, done=True)
+
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study as Optuna does; one that an interrupted attempt deleted is no error."""
+
+        def delete() -> None:
+            super(StudyStorage, self).delete_study(study_id)
+
+        self._repeat(delete, KeyError, lambda: True, done=None)
+
+    def _repeat(
+        self,
+        call: Callable[[], _Result],
+        expected: type[Exception],
+        is_done: Callable[[], bool],
+        *,
+        done: _Result,
+    ) -> _Result:
+        """Outlast a call that, once its work is done, raises an expected error when repeated."""
+        attempts = count(1)
+
+        def attempt() -> _Result:
+            is_first = next(attempts) == 1
+            try:
+                return call()
+            except expected:
+                if is_first or not is_done():
+                    raise
+                return done
+
+        return self.outlast(attempt)
+
+    def _drop_connections(self) -> None:
+        # A session whose connection is gone may fail to say goodbye; it is dropped all the same.
+        with suppress(SQLAlchemyError):
+            self.remove_session()
+        self.engine.dispose()
+
+
+# What Optuna's cache, which stands before every storage of a study, calls beside public methods.
+_CALLED_BY_CACHE = (
+    "_create_new_trial",
+    "_get_best_trial_id",
+    "_get_stale_trial_ids",
+    "_get_trials",
+    "_set_trial_param",
+)
+_WAITS_ALREADY = ("delete_study", "set_trial_state_values")
+
+
+def _make_patient() -> None:
+    """Let Optuna's own methods wait for the database, each as one transaction.
+
+    All of them bear to be repeated: setting a parameter or an attribute twice changes nothing, and
+    of a study that was created by an interrupted attempt it is said that it exists, upon which
+    Optuna loads it.
+    """
+    names = [name for name in dir(BaseStorage) if not name.startswith("_")]
+    for name in (*names, *_CALLED_BY_CACHE):
+        if name not in (*_WAITS_ALREADY, "check_trial_is_updatable", "remove_session"):
+            setattr(StudyStorage, name, patient(getattr(RDBStorage, name)))
+
+
+_make_patient()
+
 
 def open_storage(url: str) -> StudyStorage:
-    """Return the storage at a database URL, creating all tables where they are missing.
+    """Return the storage at a database URL, creating or upgrading all tables where needed.
 
     Any number of processes may open the same empty database at once.
 
@@ -113,27 +173,16 @@ def open_storage(url: str) -> StudyStorage:
         StorageError: If the URL, its driver or the database cannot be used, or if the tables were
             made by another version of Optuna or a newer one of this program.
     """
-    parsed = _parse_url(url)
-    shown = _show_url(parsed)
+    parsed = parse_url(url)
+    shown = show_parsed_url(parsed)
     is_sqlite = parsed.get_backend_name() == "sqlite"
     if is_sqlite:
         _check_sqlite_file(parsed.database, shown)
-        engine_options: dict[str, Any] = {
-            "plugins": [_SQLITE_PLUGIN],
-            "connect_args": {"timeout": _BUSY_TIMEOUT_SECONDS},
-        }
     else:
-        # A trial may leave its connection idle for an hour; servers and firewalls drop those.
-        engine_options = {
-            "pool_pre_ping": True,
-            # MySQL's default would hide what other workers commit during a transaction.
-            "isolation_level": "READ COMMITTED",
-            "pool_recycle": 300,
-            "pool_size": 2,
-            "max_overflow": 2,
-        }
+        url = parsed.render_as_string(hide_password=False)
     try:
-        with _creation_lock(parsed):
+        _check_clock(parsed, shown)
+        with creation_lock(parsed):
             # RDBStorage fills in "{SCHEMA_VERSION}" by str.format, so other braces are doubled.
             template = url.replace("{", "{{").replace("}", "}}")
             if is_sqlite:
@@ -141,22 +190,22 @@ def open_storage(url: str) -> StudyStorage:
                 # would wait for itself if both took the write lock.
                 RDBStorage(template, skip_compatibility_check=True).engine.dispose()
             # Its versions are checked below, where the message can name the database.
-            storage = StudyStorage(template, engine_options, skip_compatibility_check=True)
+            storage = StudyStorage(
+                template, _choose_engine_options(parsed), skip_compatibility_check=True
+            )
             try:
                 _check_optuna_tables(storage, shown)
-                _prepare_own_tables(storage.engine, shown)
+                with storage.engine.begin() as connection:
+                    upgrade_tables(connection, shown)
             except BaseException:
                 storage.close()
                 raise
     except StorageError:
         raise
     except ImportError as error:
-        raise StorageError(
-            f"storage: {shown} needs a driver that is missing ({error.__cause__ or error}); "
-            "install it with pip"
-        ) from error
+        raise _missing_driver(parsed, error) from error
     except (SQLAlchemyError, StorageInternalError, sqlite3.Error) as error:
-        raise StorageError(f"storage: {shown} cannot be opened: {_root_cause(error)}") from error
+        raise StorageError(f"storage: {shown} cannot be opened: {root_cause(error)}") from error
     return storage
 
 
@@ -166,59 +215,65 @@ def holds_studies(url: str) -> bool:
     Raises:
         StorageError: If the URL, its driver or the database cannot be used.
     """
-    parsed = _parse_url(url)
+    parsed = parse_url(url)
+    shown = show_parsed_url(parsed)
     file = sqlite_file(url)
     if file is not None:
         if not file.exists():
             return False
-        _check_sqlite_file(parsed.database, _show_url(parsed))
+        _check_sqlite_file(parsed.database, shown)
     try:
         engine = create_engine(parsed, poolclass=NullPool)
         with engine.connect() as connection:
             return inspect(connection).has_table(SchemaRow.__tablename__)
     except ImportError as error:
-        raise StorageError(
-            f"storage: {_show_url(parsed)} needs a driver that is missing ({error}); "
-            "install it with pip"
-        ) from error
+        raise _missing_driver(parsed, error) from error
     except SQLAlchemyError as error:
-        raise StorageError(
-            f"storage: {_show_url(parsed)} cannot be opened: {_root_cause(error)}"
-        ) from error
+        raise StorageError(f"storage: {shown} cannot be opened: {root_cause(error)}") from error
 
 
-def show_url(url: str) -> str:
-    """Return a database URL as it may be shown: without its password."""
-    return _show_url(_parse_url(url))
+def _choose_engine_options(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {
+            "plugins": [SQLITE_PLUGIN],
+            "connect_args": {"timeout": LONGEST_WAIT_SECONDS},
+        }
+    options: dict[str, Any] = {
+        # A trial may leave its connection idle for an hour; servers and firewalls drop those.
+        "pool_pre_ping": True,
+        # MySQL's default would hide what other workers commit during a transaction.
+        "isolation_level": "READ COMMITTED",
+        "pool_recycle": 300,
+        "pool_size": 2,
+        "max_overflow": 2,
+    }
+    if url.get_driver_name() == "psycopg":
+        options["connect_args"] = {
+            name: value for name, value in _PSYCOPG_OPTIONS.items() if name not in url.query
+        }
+    return options
 
 
-def sqlite_file(url: str) -> Path | None:
-    """Return the file of a SQLite URL, or None for another kind of database."""
-    parsed = _parse_url(url)
-    is_file = parsed.get_backend_name() == "sqlite" and parsed.database
-    return Path(str(parsed.database)) if is_file else None
+def _missing_driver(url: URL, error: ImportError) -> StorageError:
+    remedy = (
+        'pip install "remember-me[postgresql]"'
+        if url.get_driver_name() == "psycopg"
+        else "install it with pip"
+    )
+    return StorageError(
+        f"storage: {show_parsed_url(url)} needs a driver that is missing "
+        f"({error.__cause__ or error}); {remedy}"
+    )
 
 
-def _parse_url(url: str) -> URL:
+def _check_clock(url: URL, shown: str) -> None:
     try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:  # ValueError: the port is not a number
-        # The text itself is not repeated: it may hold a password.
+        select(database_seconds()).compile(dialect=url.get_dialect()())
+    except CompileError as error:
         raise StorageError(
-            "storage: this is not a database URL; for a file write sqlite:///PATH"
+            f"storage: {shown} cannot be used: how to ask {url.get_backend_name()} for the time "
+            "is not known here, and all leases go by it; use sqlite, postgresql or mysql"
         ) from error
-    supported = ("sqlite", *_CREATION_LOCKS)
-    if parsed.get_backend_name() not in supported:
-        raise StorageError(
-            f"storage: {parsed.get_backend_name()!r} is not a supported kind of database; "
-            f"use one of {', '.join(supported)}"
-        )
-    return parsed
-
-
-def _show_url(url: URL) -> str:
-    """Return the URL without its password; the query may hold one too and is left out."""
-    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def _check_sqlite_file(database: str | None, shown: str) -> None:
@@ -244,22 +299,6 @@ def _check_sqlite_file(database: str | None, shown: str) -> None:
             )
 
 
-@contextmanager
-def _creation_lock(url: URL) -> Iterator[None]:
-    if url.get_backend_name() == "sqlite":
-        # An empty database as the lock: it works wherever SQLite does. The file stays, because
-        # those who wait for it would fail if it were removed.
-        lock = sqlite3.connect(f"{url.database}.lock", timeout=_BUSY_TIMEOUT_SECONDS)
-        with closing(lock):
-            lock.execute("BEGIN EXCLUSIVE")
-            yield
-    else:
-        engine = create_engine(url, poolclass=NullPool)
-        with engine.connect() as connection:
-            connection.execute(text(_CREATION_LOCKS[url.get_backend_name()]))
-            yield
-
-
 def _check_optuna_tables(storage: StudyStorage, shown: str) -> None:
     found, expected = storage.get_current_version(), storage.get_head_version()
     if found == expected:
@@ -272,28 +311,3 @@ def _check_optuna_tables(storage: StudyStorage, shown: str) -> None:
     raise StorageError(
         f"storage: the tables of Optuna in {shown} have version {found}, not {expected}; {remedy}"
     )
-
-
-def _prepare_own_tables(engine: Engine, shown: str) -> None:
-    with engine.begin() as connection:
-        if inspect(connection).has_table(SchemaRow.__tablename__):
-            version = connection.scalar(select(SchemaRow.version))
-            if version is not None and version > REMEMBER_SCHEMA_VERSION:
-                raise StorageError(
-                    f"storage: {shown} was written by a newer remember-me (schema {version}, this "
-                    f"one knows {REMEMBER_SCHEMA_VERSION}); install the newer one"
-                )
-        Row.metadata.create_all(connection)
-        version = connection.scalar(select(SchemaRow.version))
-        if version is None:
-            connection.execute(insert(SchemaRow).values(id=1, version=REMEMBER_SCHEMA_VERSION))
-        elif version < REMEMBER_SCHEMA_VERSION:
-            # Every change so far only added tables, which are there by now.
-            connection.execute(update(SchemaRow).values(version=REMEMBER_SCHEMA_VERSION))
-
-
-def _root_cause(error: BaseException) -> str:
-    """Return the driver's own words; those of SQLAlchemy add statements and a link."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())

@@ -17,9 +17,16 @@ def delete_study(storage: StudyStorage, name: str) -> None:
     Raises:
         StudyNotFound: If neither we nor Optuna know the name.
     """
-    with storage.begin_write() as session, session.begin():
-        was_recorded = session.scalar(select(StudyRow.name).filter_by(name=name)) is not None
-        session.execute(delete(StudyRow).filter_by(name=name))
+    was_recorded = False
+
+    def delete_record() -> None:
+        nonlocal was_recorded
+        with storage.begin_write() as session, session.begin():
+            # Kept over attempts: one that lost only the reply has deleted it.
+            was_recorded |= session.scalar(select(StudyRow.name).filter_by(name=name)) is not None
+            session.execute(delete(StudyRow).filter_by(name=name))
+
+    storage.outlast(delete_record)
     try:
         storage.delete_study(storage.get_study_id_from_name(name))
     except KeyError as error:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Insert
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import insert
 from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from storage.tables import Row
 
 
-def insert_unless_there(session: Session, table: type[Row]) -> Insert:
-    """Return an insert that leaves a row as it is where a key of the new one is there already."""
+def insert_unless_there(
+    session: Session, table: type[Row], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Insert rows, but leave one as it is where a key of the new one is there already."""
     match session.get_bind().dialect.name:
         case "sqlite":
-            return sqlite.insert(table).on_conflict_do_nothing()
+            session.execute(sqlite.insert(table).on_conflict_do_nothing(), rows)
         case "postgresql":
-            return postgresql.insert(table).on_conflict_do_nothing()
-        case _:
-            return mysql.insert(table).prefix_with("IGNORE")
+            session.execute(postgresql.insert(table).on_conflict_do_nothing(), rows)
+        case "mysql" | "mariadb":
+            session.execute(mysql.insert(table).prefix_with("IGNORE"), rows)
+        case _:  # without a statement of its own: row by row, each taken back if it fails
+            for row in rows:
+                try:
+                    with session.begin_nested():
+                        session.execute(insert(table), row)
+                except IntegrityError:
+                    continue

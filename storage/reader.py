@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from pydantic import TypeAdapter
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from data.agreement import Agreement
@@ -18,26 +18,31 @@ from data.prompts import Phrasing, Prompt
 from data.recipes import Recipe, Sampling
 from storage.database import StudyNotFound, StudyStorage
 from storage.encoding import decode_purpose
+from storage.patience import patient
 from storage.records import (
     AgreementRecord,
     Costs,
+    LeaseRecord,
     MeasurementRecord,
     SittingRecord,
     StudyRecord,
     StudySummary,
     TrialRecord,
     TrialState,
+    WorkerState,
 )
 from storage.tables import (
     AgreementRow,
     AnswerRow,
     FloorRow,
+    LeaseRow,
     MeasurementRow,
     PromptRow,
     RejudgementRow,
     SittingRow,
     StudyRow,
     TrialRow,
+    database_seconds,
 )
 
 _AGREEMENT = TypeAdapter(Agreement)
@@ -46,8 +51,10 @@ _MEASUREMENT = TypeAdapter(Measurement)
 _PROMPT = TypeAdapter(Prompt)
 _RECIPE = TypeAdapter(Recipe)
 _SAMPLING = TypeAdapter(Sampling)
+_STATE = TypeAdapter(WorkerState)
 
 
+@patient
 def read_study(storage: StudyStorage, name: str) -> StudyRecord:
     """Return a study with all trials and measurements, but without answers.
 
@@ -78,6 +85,7 @@ def read_study(storage: StudyStorage, name: str) -> StudyRecord:
         )
 
 
+@patient
 def read_verdicts(
     storage: StudyStorage, measurement_id: int, *, phrasing: Phrasing | None = None
 ) -> tuple[Verdict, ...]:
@@ -108,6 +116,7 @@ def read_verdicts(
         )
 
 
+@patient
 def read_rejudged(storage: StudyStorage, measurement_id: int, judge: str) -> tuple[Verdict, ...]:
     """Return the verdicts of another judge about a measurement's answers, in their order.
 
@@ -124,6 +133,7 @@ def read_rejudged(storage: StudyStorage, measurement_id: int, judge: str) -> tup
     )
 
 
+@patient
 def read_agreements(storage: StudyStorage, name: str) -> tuple[AgreementRecord, ...]:
     """Return how far judges agree with people, the newest last; none if nobody was checked."""
     with storage.begin_read() as session:
@@ -143,6 +153,7 @@ def read_agreements(storage: StudyStorage, name: str) -> tuple[AgreementRecord, 
         )
 
 
+@patient
 def read_said(storage: StudyStorage, name: str) -> frozenset[tuple[str, str]]:
     """Return what the models of a study said to which question: every pair of the two texts."""
     with storage.begin_read() as session:
@@ -155,6 +166,7 @@ def read_said(storage: StudyStorage, name: str) -> frozenset[tuple[str, str]]:
         return frozenset((question, text) for question, text in rows)
 
 
+@patient
 def list_studies(storage: StudyStorage) -> tuple[StudySummary, ...]:
     """Return all studies by name, each with its trials counted by state."""
     with storage.begin_read() as session:
@@ -179,6 +191,7 @@ def list_studies(storage: StudyStorage) -> tuple[StudySummary, ...]:
         )
 
 
+@patient
 def read_sittings(storage: StudyStorage, name: str) -> tuple[SittingRecord, ...]:
     """Return the sittings of a study in order of their beginning; none if it does not exist."""
     with storage.begin_read() as session:
@@ -187,20 +200,73 @@ def read_sittings(storage: StudyStorage, name: str) -> tuple[SittingRecord, ...]
         )
         return tuple(
             SittingRecord(
+                id=row.id,
                 owner=row.owner,
                 device=row.device,
+                slots=row.slots,
                 began_at_seconds=row.began_at_seconds,
                 seen_at_seconds=row.seen_at_seconds,
+                ended_at_seconds=row.ended_at_seconds,
+                state=None if row.payload is None else _STATE.validate_json(row.payload),
             )
             for row in rows
         )
 
 
+@patient
 def count_ended_epochs(storage: StudyStorage, name: str) -> int:
     """Return how many epochs the ended trials of a study have trained in all."""
     with storage.begin_read() as session:
         total = select(func.coalesce(func.sum(TrialRow.last_epoch), 0)).filter_by(study=name)
         return int(session.scalar(total) or 0)
+
+
+@patient
+def sum_reserved_epochs(storage: StudyStorage, name: str) -> int:
+    """Return how many epochs a study's trials have trained or may still train.
+
+    An ended trial counts with those it trained, a running one with all that its recipe asks for.
+    """
+    # One statement: between two, a trial could end and be counted in neither.
+    is_running = TrialRow.state == "running"
+    recipe_of_running = case((is_running, TrialRow.recipe))
+    query = select(TrialRow.last_epoch, recipe_of_running).where(TrialRow.study == name)
+    with storage.begin_read() as session:
+        return sum(
+            (last_epoch or 0) if recipe is None else _RECIPE.validate_json(recipe).epochs
+            for last_epoch, recipe in session.execute(query)
+        )
+
+
+@patient
+def read_clock(storage: StudyStorage) -> float:
+    """Return the time by the database's clock, in seconds since 1970."""
+    with storage.begin_read() as session:
+        return session.execute(select(database_seconds())).scalar_one()
+
+
+@patient
+def read_leases(storage: StudyStorage, study: str) -> tuple[LeaseRecord, ...]:
+    """Return who holds which trials of a study, by trial; locks of the study are none of them.
+
+    Trials that were given back stay, without an owner. Nothing if there is no such study.
+    """
+    with storage.begin_read() as session:
+        rows = session.scalars(
+            select(LeaseRow)
+            .filter_by(study=study)
+            .where(LeaseRow.trial >= 0)
+            .order_by(LeaseRow.trial)
+        )
+        return tuple(
+            LeaseRecord(
+                trial=row.trial,
+                owner=row.owner,
+                fence=row.fence,
+                expires_at_seconds=row.expires_at_seconds,
+            )
+            for row in rows
+        )
 
 
 def _read_measurements(

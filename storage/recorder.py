@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
@@ -18,8 +20,9 @@ from data.recipes import Recipe, Sampling
 from storage.database import StorageError, StudyNotFound, StudyStorage
 from storage.encoding import encode, encode_purpose
 from storage.inserting import insert_unless_there
-from storage.leases import Lease, check_lease
-from storage.records import Costs, Ending, Purpose
+from storage.leases import Lease, check_lease, host_of
+from storage.patience import patient
+from storage.records import Costs, Ending, Purpose, WorkerState
 from storage.tables import (
     AgreementRow,
     AnswerRow,
@@ -32,6 +35,9 @@ from storage.tables import (
     TrialRow,
     database_seconds,
 )
+
+# A worker that was seen within this time counts as alive, unless it has said that it leaves.
+_ALIVE_SECONDS = 180
 
 
 class FingerprintMismatch(StorageError):
@@ -49,6 +55,7 @@ class Recorder:
         self._storage = storage
         self._study = study
 
+    @patient
     def create_study_record(
         self, *, config: str, fingerprint: Mapping[str, str], slots: int, seed: int
     ) -> int:
@@ -73,13 +80,14 @@ class Recorder:
                 "slots": slots,
                 "seed": seed,
             }
-            session.execute(insert_unless_there(session, StudyRow), values)
+            insert_unless_there(session, StudyRow, [values])
             row = session.get_one(StudyRow, self._study, with_for_update=True)
             recorded = {**json.loads(row.fingerprint), "seed": str(row.seed)}
             self._compare_fingerprints(recorded, {**fingerprint, "seed": str(seed)})
             row.config = config
             return row.slots
 
+    @patient
     def record_trial_started(
         self, lease: Lease, *, asked_index: int, recipe: Recipe, sampling: Sampling, seed: int
     ) -> None:
@@ -111,6 +119,7 @@ class Recorder:
                 )
             )
 
+    @patient
     def record_measurement(
         self,
         lease: Lease | None,
@@ -129,7 +138,8 @@ class Recorder:
         Args:
             lease: The right to write about the measured trial; None for the untouched base.
             measurement: What was measured.
-            verdicts: What it rests on, in any order; the order is kept.
+            verdicts: What it rests on, in any order; the order is kept. A NUL in an answer is
+                written as U+FFFD.
             purpose: Why it was measured.
             repeat: Which of several trainings with fresh seeds, from 1; 0 for all else.
             adapter: Where the measured adapter lies, if it was kept.
@@ -162,6 +172,7 @@ class Recorder:
             self._insert_answers(session, row.id, verdicts)
             return row.id
 
+    @patient
     def record_floors(self, floors: Sequence[Floor]) -> None:
         """Record what the untouched model recalls with facts in its prompt.
 
@@ -183,6 +194,7 @@ class Recorder:
                 if floor.name not in recorded
             )
 
+    @patient
     def record_trial_ended(
         self, lease: Lease, *, state: Ending, costs: Costs, reason: str | None = None
     ) -> None:
@@ -206,6 +218,7 @@ class Recorder:
                 )
             )
 
+    @patient
     def record_rejudgement(
         self, measurement_id: int, labels: Sequence[Label], *, judge: str
     ) -> None:
@@ -238,6 +251,7 @@ class Recorder:
             session.execute(delete(RejudgementRow).filter_by(**identity))
             session.add(RejudgementRow(**identity, payload=json.dumps(list(labels))))
 
+    @patient
     def record_agreement(
         self, agreement: Agreement, *, of_study: Agreement, judge: str, digest: str
     ) -> None:
@@ -264,27 +278,63 @@ class Recorder:
                 )
             )
 
-    def begin_sitting(self, *, owner: str, device: str) -> int:
+    def begin_sitting(self, *, owner: str, device: str, slots: int = 0) -> int:
         """Record that a worker begins, and return the sitting's id.
+
+        Args:
+            owner: The worker, as `describe_this_process` names it.
+            device: What it trains on.
+            slots: How many trials it runs at once.
 
         Raises:
             StudyNotFound: If the study has no record yet.
+            StorageError: If a worker of another host uses this database, which is SQLite's.
         """
+        # Made here, so that all attempts to write it mean one sitting.
+        return self._begin_sitting(uuid4().hex, owner=owner, device=device, slots=slots)
+
+    @patient
+    def _begin_sitting(self, token: str, *, owner: str, device: str, slots: int) -> int:
         with self._begin(None) as session:
-            row = SittingRow(study=self._study, owner=owner, device=device)
+            recorded = session.scalar(
+                select(SittingRow.id).filter_by(study=self._study, token=token)
+            )
+            if recorded is not None:
+                return recorded
+            _refuse_several_hosts(session, owner)
+            row = SittingRow(
+                study=self._study, owner=owner, device=device, slots=slots, token=token
+            )
             session.add(row)
             session.flush()
             return row.id
 
-    def prolong_sitting(self, sitting_id: int) -> None:
-        """Record that the worker of a sitting is still there."""
+    @patient
+    def record_sign_of_life(
+        self, sitting_id: int, state: WorkerState | None = None, *, has_ended: bool = False
+    ) -> None:
+        """Record that the worker of a sitting is still there, and what it does.
+
+        Args:
+            sitting_id: Of this study; nothing happens if there is none of this id.
+            state: What it does; None leaves what it said before.
+            has_ended: Whether this is its last sign. A sitting stays ended.
+        """
+        values: dict[str, Any] = {"seen_at_seconds": database_seconds()}
+        if state is not None:
+            values["payload"] = encode(state)
+        if has_ended:
+            values["ended_at_seconds"] = database_seconds()
         with self._storage.begin_write() as session, session.begin():
             session.execute(
-                update(SittingRow)
-                .filter_by(study=self._study, id=sitting_id)
-                .values(seen_at_seconds=database_seconds())
+                update(SittingRow).filter_by(study=self._study, id=sitting_id).values(**values)
             )
 
+    def prolong_sitting(self, sitting_id: int) -> None:
+        """Record that the worker of a sitting is still there."""
+        self.record_sign_of_life(sitting_id)
+
+    @patient
     def set_adapter(self, measurement_id: int, adapter: str | None) -> None:
         """Record where the adapter of a measurement lies now; None when it was removed.
 
@@ -327,7 +377,7 @@ class Recorder:
     ) -> None:
         if not verdicts:
             return
-        digests = [text_digest(encode(verdict.answer.prompt)) for verdict in verdicts]
+        digests = [_digest(verdict.answer.prompt) for verdict in verdicts]
         prompts = {
             digest: verdict.answer.prompt
             for digest, verdict in zip(digests, verdicts, strict=True)
@@ -340,7 +390,8 @@ class Recorder:
                     "measurement_id": measurement_id,
                     "position": position,
                     "prompt_id": ids[digest],
-                    "text": verdict.answer.text,
+                    # PostgreSQL's texts cannot hold the character that ends C's.
+                    "text": verdict.answer.text.replace("\x00", "\ufffd"),
                     "tokens": verdict.answer.tokens,
                     "label": verdict.label,
                     "judge": verdict.judge,
@@ -359,7 +410,7 @@ class Recorder:
             if digest not in ids
         ]
         if missing:
-            session.execute(insert_unless_there(session, PromptRow), missing)
+            insert_unless_there(session, PromptRow, missing)
             ids = {digest: id_ for digest, id_ in session.execute(query)}
         return ids
 
@@ -376,3 +427,30 @@ class Recorder:
             "templated": prompt.templated,
             "ring": prompt.ring,
         }
+
+
+def _refuse_several_hosts(session: Session, owner: str) -> None:
+    """Raise `StorageError` if another host works on this database and that cannot go well."""
+    if session.get_bind().dialect.name != "sqlite":
+        return
+    seen_seconds_ago = database_seconds() - SittingRow.seen_at_seconds
+    alive = session.execute(
+        select(SittingRow.owner, seen_seconds_ago)
+        .where(SittingRow.ended_at_seconds.is_(None), seen_seconds_ago < _ALIVE_SECONDS)
+        .order_by(SittingRow.id)
+    )
+    for other, seconds in alive:
+        if host_of(other) != host_of(owner):
+            raise StorageError(
+                f"storage: a worker on host {host_of(other)} uses this SQLite database (seen "
+                f"{seconds:.0f} seconds ago), and {host_of(owner)} cannot use it at the same "
+                "time, for its locks do not reach from one machine to another; use PostgreSQL "
+                "for several machines, or, if that worker is gone, wait until it was last seen "
+                f"{_ALIVE_SECONDS} seconds ago"
+            )
+
+
+@lru_cache(maxsize=10_000)
+def _digest(prompt: Prompt) -> str:
+    """Return a digest of all that is in a prompt; the same ones are asked again and again."""
+    return text_digest(encode(prompt))

@@ -90,13 +90,50 @@ class AgreementRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerState:
+    """What a worker does and what it has done in its sitting; sums are over the whole sitting.
+
+    `activity` is in words for people, such as "training". Memory is that of the device, or of the
+    machine where that is the device; it and the `load` (the machine's, averaged over a minute) are
+    None where they cannot be told.
+    """
+
+    activity: str
+    trained_tokens: int
+    training_seconds: float
+    asking_seconds: float
+    memory_bytes: int | None
+    memory_limit_bytes: int | None
+    load: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SittingRecord:
-    """A worker's time at a study, in seconds since 1970 by the database's clock."""
+    """A worker's time at a study, in seconds since 1970 by the database's clock.
+
+    `ended_at_seconds` is None until the worker says that it leaves; one that was killed never
+    does. `state` is the last that it gave, None before the first. `id` and `slots` are 0 where
+    they are not known.
+    """
 
     owner: str
     device: str
     began_at_seconds: float
     seen_at_seconds: float
+    id: int = 0
+    slots: int = 0
+    ended_at_seconds: float | None = None
+    state: WorkerState | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRecord:
+    """Who may write about a trial, until when by the database's clock; `owner` None if nobody."""
+
+    trial: int
+    owner: str | None
+    fence: int
+    expires_at_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.mysql import LONGTEXT
 from sqlalchemy.ext.compiler import compiles
@@ -52,12 +53,22 @@ def _mysql_seconds(element: database_seconds, compiler: SQLCompiler, **_: Any) -
     return "(UNIX_TIMESTAMP(NOW(6)) + 0e0)"  # the addition turns a decimal into a double
 
 
+@compiles(database_seconds, "mssql")
+def _mssql_seconds(element: database_seconds, compiler: SQLCompiler, **_: Any) -> str:
+    return "(DATEDIFF_BIG(MICROSECOND, '1970-01-01', SYSUTCDATETIME()) / 1e6)"
+
+
+@compiles(database_seconds, "oracle")
+def _oracle_seconds(element: database_seconds, compiler: SQLCompiler, **_: Any) -> str:
+    return "((CAST(SYS_EXTRACT_UTC(SYSTIMESTAMP) AS DATE) - DATE '1970-01-01') * 86400)"
+
+
 class Row(DeclarativeBase):
     """The base of all our tables; their names begin with `remember_`."""
 
 
 class SchemaRow(Row):
-    """One row: the version of these tables."""
+    """One row: a version that programs from before Alembic refuse; the true one is Alembic's."""
 
     __tablename__ = "remember_schema"
 
@@ -96,7 +107,11 @@ class LeaseRow(Row):
 
 
 class SittingRow(Row):
-    """A worker's time at a study, by the database's clock: from its start to its last sign."""
+    """A worker's time at a study, by the database's clock: from its start to its last sign.
+
+    `ended_at_seconds` is NULL until the worker says that it leaves, `payload` the last state that
+    it gave. `token` tells a repeated insertion from another sitting.
+    """
 
     __tablename__ = "remember_sittings"
 
@@ -106,6 +121,10 @@ class SittingRow(Row):
     device: Mapped[str] = mapped_column(String(64))
     began_at_seconds: Mapped[float] = mapped_column(Double, default=database_seconds())
     seen_at_seconds: Mapped[float] = mapped_column(Double, default=database_seconds())
+    slots: Mapped[int] = mapped_column(server_default=text("0"))
+    ended_at_seconds: Mapped[float | None] = mapped_column(Double)
+    payload: Mapped[str | None] = mapped_column(_LongText)
+    token: Mapped[str | None] = mapped_column(String(32))
 
 
 class TrialRow(Row):

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from data.measurements import Label
 from storage.database import StudyStorage
 from storage.inserting import insert_unless_there
+from storage.patience import patient
 from storage.tables import VerdictRow
 
 # Databases bound how many values one statement may have: SQLite at 999 before its version 3.32.
@@ -27,6 +28,7 @@ class VerdictCache:
     def __init__(self, storage: StudyStorage) -> None:
         self._storage = storage
 
+    @patient
     def read(self, keys: Sequence[str]) -> Mapping[str, Label]:
         """Return the labels of those keys that are there."""
         labels: dict[str, Label] = {}
@@ -39,6 +41,7 @@ class VerdictCache:
                 labels |= {digest: cast(Label, label) for digest, label in rows}
         return labels
 
+    @patient
     def write(self, labels: Mapping[str, Label]) -> None:
         """Keep labels; a key that is there keeps its label."""
         if not labels:
@@ -46,4 +49,4 @@ class VerdictCache:
         # In one order, so that two writers of the same keys do not wait for each other in a ring.
         rows = [{"digest": key, "label": labels[key]} for key in sorted(labels)]
         with self._storage.begin_write() as session, session.begin():
-            session.execute(insert_unless_there(session, VerdictRow), rows)
+            insert_unless_there(session, VerdictRow, rows)

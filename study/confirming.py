@@ -11,8 +11,8 @@ from objectives.learn import Learning
 from storage.database import StudyStorage
 from storage.leases import LeaseBook, describe_this_process
 from storage.recorder import Recorder
+from study.presence import LEASE_SECONDS
 from study.seeds import derive_seed
-from study.worker import LEASE_SECONDS
 
 
 def confirm(

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from objectives.models.base import NO_RULES, BaseModel, TokenRules
 from objectives.models.devices import use_threads
 from objectives.models.load import load_base_model
 from study.spec import EngineSpec, StudySpec
 
 
-def load_engine(spec: StudySpec) -> BaseModel:
-    """Return a study's base model, and let torch use as many threads as the study says.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """Where one of a study's `workers` computes, and how.
+
+    `joined` is what the study was made with where this worker only joins it: it may know the
+    model and the output folder by other paths.
+    """
+
+    engine: EngineSpec
+    workers: int = 1
+    joined: StudySpec | None = None
+
+
+def load_engine(spec: StudySpec, engine: EngineSpec | None = None) -> BaseModel:
+    """Return a study's base model, and let torch use as many threads as the engine says.
+
+    The engine is the study's own unless another one is named.
 
     Raises:
         ModelError: If the model or the device is not there, or a rule does not fit its tokens.
     """
-    use_threads(spec.engine.threads)
+    engine = engine or spec.engine
+    use_threads(engine.threads)
     rules = TokenRules(
         end=tuple(spec.tokens.end),
         pad=spec.tokens.pad,
         bad_words=tuple(spec.tokens.bad_words),
     )
-    return load_on(spec.engine, spec.model, rules=rules)
+    return load_on(engine, spec.model, rules=rules)
 
 
 def load_on(engine: EngineSpec, name: str, *, rules: TokenRules = NO_RULES) -> BaseModel:

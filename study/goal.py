@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from analysis.points import Reference
 from data.front import hypervolume
+from data.measurements import Estimate, Measurement
 
 Direction = Literal["maximize", "minimize"]
 
@@ -51,6 +52,10 @@ class Goal:
         if self.loss_weight is None:
             return recall, knowledge_loss
         return (recall - self.loss_weight * knowledge_loss,)
+
+    def values_of(self, measurement: Measurement) -> tuple[float, ...]:
+        """Return what Optuna is told of a trial that ended with a measurement."""
+        return self.values(number_of(measurement.recall), number_of(measurement.knowledge_loss))
 
     def constraints(self, knowledge_loss: float) -> dict[str, float]:
         """Return the violation of each bound by name; at most 0 is feasible.
@@ -97,3 +102,8 @@ def constraint_attributes(constraints: Mapping[str, float]) -> dict[str, float |
     for name, violation in constraints.items():
         attributes[f"constraints:{name}"] = violation
     return attributes
+
+
+def number_of(estimate: Estimate) -> float:
+    """Return an estimate's value for Optuna; NaN, which it takes as failed, if not measured."""
+    return float("nan") if estimate.value is None else estimate.value

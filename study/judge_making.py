@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data.judge_config import EndpointConfig, JudgeConfig
 from data.measurements import Label
 from data.nearest_name import hint_at
+from objectives.answers.request import never
 from objectives.judges.base import Judge
 from objectives.judges.build import make_judge
 from objectives.judges.cached import VerdictCache as Cache
@@ -85,11 +86,23 @@ def judge_named(text: str, cache: Cache) -> Judge:
     raise ConfigurationError(f"judge: {text!r} is not a judge; {remedy}")
 
 
-def make_study_judge(spec: JudgeSpec, engine: EngineSpec, cache: Cache) -> Judge:
+def make_study_judge(
+    spec: JudgeSpec,
+    engine: EngineSpec,
+    cache: Cache,
+    should_stop: Callable[[], bool] = never,
+) -> Judge:
     """Return the judge; its model is loaded apart from any that is tuned.
+
+    It stops judging, with `AskingStopped`, once `should_stop` says so.
 
     Raises:
         SettingError: As `judge_config`.
         ModelError: If its model cannot be loaded or cannot judge.
     """
-    return make_judge(judge_config(spec), loader=lambda name: load_on(engine, name), cache=cache)
+    return make_judge(
+        judge_config(spec),
+        loader=lambda name: load_on(engine, name),
+        cache=cache,
+        should_stop=should_stop,
+    )

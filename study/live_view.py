@@ -78,6 +78,10 @@ class LiveView:
         style = {"complete": "green", "pruned": "yellow", "failed": "red"}[state]
         self._add(Text(f"trial {number} {state}" + (f": {reason}" if reason else ""), style=style))
 
+    def warned(self, problem: str) -> None:
+        """Leave a line about a problem behind."""
+        self._console.print(Text(f"warning: {problem}", style="yellow"), soft_wrap=True)
+
     def stopped_early(self, reason: str) -> None:
         """Leave a line about the reason behind."""
         self._console.print(Text(reason), soft_wrap=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.database import StudyStorage, holds_studies, open_storage, show_url, sqlite_file
+from storage.patience import Patience
 from study.spec import ConfigurationError, StudySpec
 
 DATABASE_FILE = "remember.db"
@@ -36,6 +37,11 @@ class Place:
     def adapters(self) -> Path:
         """Return the folder of the front's adapters."""
         return self.folder / "adapters"
+
+    @property
+    def artifacts(self) -> Path:
+        """Return the folder of the files that Optuna's artifact API keeps with trials."""
+        return self.folder / "artifacts"
 
     @property
     def checkpoints(self) -> Path:
@@ -72,8 +78,10 @@ def find_place(spec: StudySpec) -> Place:
     )
 
 
-def open_place(place: Place) -> StudyStorage:
+def open_place(place: Place, *, patience: Patience | None = None) -> StudyStorage:
     """Return the opened storage, after making the output folder if it lies there.
+
+    With `patience` a database that is lost later is waited for as that says.
 
     Raises:
         ConfigurationError: If the folder cannot be made.
@@ -87,4 +95,7 @@ def open_place(place: Place) -> StudyStorage:
             raise ConfigurationError(
                 f"out: {str(out)!r} cannot be made ({error.strerror}); name another with --out"
             ) from error
-    return open_storage(place.storage_url)
+    storage = open_storage(place.storage_url)
+    if patience is not None:
+        storage.patience = patience
+    return storage

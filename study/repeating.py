@@ -18,8 +18,8 @@ from search_spaces.starting_points import WEBUI_2023, starting_points
 from storage.database import StudyStorage
 from storage.leases import LeaseBook, describe_this_process
 from storage.recorder import Recorder
+from study.presence import LEASE_SECONDS
 from study.seeds import derive_repeat_seed, derive_seed
-from study.worker import LEASE_SECONDS
 
 FORMATS: Value = "statement+qna+conversation"  # the yardstick is shown every format we have
 

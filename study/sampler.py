@@ -61,6 +61,7 @@ class SeededSampler(BaseSampler):
         self._method = method
         self._grid = grid
         self._reference = reference if method == "tpe" else None
+        self._indices: dict[int, int] = {}
         self._known: dict[int, FrozenTrial] = {}  # ended trials of the one study this is for
 
     def infer_relative_search_space(
@@ -109,8 +110,10 @@ class SeededSampler(BaseSampler):
             self._of(study, trial).after_trial(study, trial, state, values)
 
     def _seed(self, study: optuna.Study, trial: FrozenTrial) -> int:
-        index = asked_index(trial.number, study.get_trials(deepcopy=False))
-        return derive_seed(self._study_seed, index, "sampler")
+        if trial.number not in self._indices:  # it is asked for with every setting
+            trials = study.get_trials(deepcopy=False)
+            self._indices[trial.number] = asked_index(trial.number, trials)
+        return derive_seed(self._study_seed, self._indices[trial.number], "sampler")
 
     def _of(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:
         return self._make(self._seed(study, trial))

@@ -17,6 +17,7 @@ from data.probes import MIN_KNOWN_PER_RING
 from data.prompts import put_question
 from data.recipes import GREEDY, TRAINING_FORMATS
 from data.scenarios import Scenario
+from objectives.answers.request import AskingStopped
 from objectives.bank.probing import choose_slots
 from objectives.floors import measure_floors
 from objectives.judges.base import Judge
@@ -33,17 +34,21 @@ from search_spaces.starting_points import (
     fit_to_space,
     starting_points,
 )
+from storage.artifacts import StudyArtifacts
 from storage.database import StudyStorage
+from storage.patience import Patience
 from storage.reader import read_study
 from storage.recorder import Recorder
 from study.adapter_shelf import AdapterShelf
+from study.assigning import Bounds
 from study.budget import Budget
 from study.confirming import confirm
-from study.engine import load_engine
+from study.engine import Post, load_engine
 from study.judge_making import LateCache, judge_config, make_study_judge
 from study.optuna_pruning import make_optuna_pruner
 from study.other_study import points_of_study
 from study.place import Place, open_place
+from study.presence import LEASE_SECONDS, Presence
 from study.pruning import Rungs, SuccessiveHalving
 from study.repeating import planned_repeats, train_again
 from study.sampler import SeededSampler
@@ -77,18 +82,51 @@ def run_study(
     *,
     should_stop: Callable[[], bool],
     announce: Callable[[str], None],
+    post: Post | None = None,
 ) -> bool:
     """Run or resume a study; return False when it was asked to stop before its end.
 
-    Everything that can be wrong with the input is found before anything is written.
+    Everything that can be wrong with the input is found before anything is written. With several
+    workers each calls this; they share the trials, and one of them trains the chosen again.
+
+    Args:
+        spec: What to study.
+        place: Where.
+        watcher: Is told of trials.
+        should_stop: Asked all the time.
+        announce: Receives what is being done beside trials.
+        post: Where this worker computes; by default as the spec says, alone.
 
     Raises:
         NothingToLearn: If the base knows every fact.
+        TooManyFailures, JudgeUnreachable, DiskProblem, DatabaseLost: See `Worker.run`.
     """
+    try:
+        return _run_study(
+            spec,
+            place,
+            watcher,
+            should_stop=should_stop,
+            announce=announce,
+            post=post or Post(engine=spec.engine),
+        )
+    except AskingStopped:
+        return False
+
+
+def _run_study(
+    spec: StudySpec,
+    place: Place,
+    watcher: Watcher,
+    *,
+    should_stop: Callable[[], bool],
+    announce: Callable[[str], None],
+    post: Post,
+) -> bool:
     judge_config(spec.judge)  # what is wrong with it is found before anything is loaded
     scenario = load_study_scenario(spec)
     announce(f"loading {spec.model}")
-    base = load_engine(spec)
+    base = load_engine(spec, post.engine)
     check_lengths(scenario, base)
     space = spec.recipe_space(
         hidden_size=int(base.model.config.hidden_size),
@@ -100,45 +138,63 @@ def run_study(
     first_points = _first_points(spec, space, samplings, base)
     stored = read_stored(place)
     slots = (
-        _slots_to_start(spec, base, scenario, space, announce) if stored is None else stored.slots
+        _slots_to_start(spec, base, scenario, space, announce, workers=post.workers)
+        if stored is None
+        else stored.slots
     )
+    patience = Patience(notice=announce, should_give_up=should_stop)
     with ExitStack() as stack:
         storage, cache = None, LateCache()
         if place.has_database:
-            storage = stack.enter_context(closing(open_place(place)))
+            storage = stack.enter_context(closing(open_place(place, patience=patience)))
             cache.keep_in(storage)
-        judge = make_study_judge(spec.judge, spec.engine, cache)
+        judge = make_study_judge(spec.judge, post.engine, cache, should_stop)
         announce(f"asking {base.name} what it knows")
-        learning = _ask_base(spec, base, scenario, judge, slots=slots, max_rank=space.max_rank)
+        learning = _ask_base(
+            spec,
+            base,
+            scenario,
+            judge,
+            slots=slots,
+            max_rank=space.max_rank,
+            should_stop=should_stop,
+        )
         if storage is None:
-            storage = stack.enter_context(closing(open_place(place)))
+            storage = stack.enter_context(closing(open_place(place, patience=patience)))
             cache.keep_in(storage)
         recorder = Recorder(storage, place.name)
-        recorder.create_study_record(
-            config=spec.model_dump_json(),
+        recorded_slots = recorder.create_study_record(
+            config=(post.joined or spec).recorded.model_dump_json(),
             fingerprint=_fingerprint(spec, scenario, base, space, samplings, judge),
             slots=slots,
             seed=spec.seed,
         )
+        learning.use_slots(recorded_slots)  # another worker may have been first, with its own
         place.folder.mkdir(parents=True, exist_ok=True)
+        presence = stack.enter_context(
+            Presence(storage, recorder, place.name, device=str(base.device), slots=recorded_slots)
+        )
         recorder.record_measurement(
             None, learning.base.measurement, learning.base.verdicts, purpose="base"
         )
-        if not read_study(storage, place.name).floors and not should_stop():
-            announce("asking the base with the facts in its prompt")
-            recorder.record_floors(
-                measure_floors(
-                    base,
-                    learning.facts,
-                    judge=judge,
-                    base_recall=learning.base.measurement.recall,
-                )
-            )
         reference = reference_of(spec, learning.base.measurement.recall.value)
+        with presence.leases.lock(
+            place.name,
+            "asking",
+            owner=presence.owner,
+            seconds=LEASE_SECONDS,
+            patience_seconds=2 * LEASE_SECONDS,
+        ):
+            study = _open_optuna_study(storage, spec, place.name, grid, first_points, reference)
         worker = Worker(
             settings=WorkerSettings(
                 study=place.name,
-                trials=spec.trials if grid is None else min(spec.trials, count_cells(grid)),
+                bounds=Bounds(
+                    trials=spec.trials if grid is None else min(spec.trials, count_cells(grid)),
+                    budget=Budget(**spec.budget.model_dump()),
+                    flat_trials=spec.flat_trials,
+                    failures_in_a_row=spec.failures_in_a_row,
+                ),
                 seed=spec.seed,
                 space=space,
                 samplings=samplings,
@@ -157,34 +213,82 @@ def run_study(
                     else ()
                 ),
                 free_points=spec.free_points,
-                flat_trials=spec.flat_trials,
-                budget=Budget(**spec.budget.model_dump()),
             ),
-            study=_open_optuna_study(storage, spec, place.name, grid, first_points, reference),
+            study=study,
             storage=storage,
             learning=learning,
             recorder=recorder,
-            shelf=AdapterShelf(storage, recorder, place.name, place.adapters, reference),
+            presence=presence,
+            shelf=AdapterShelf(
+                storage,
+                recorder,
+                place.name,
+                place.adapters,
+                reference,
+                StudyArtifacts(
+                    place.artifacts,
+                    storage,
+                    place.name,
+                    limit_bytes=int(spec.artifacts_gigabytes * 1e9),
+                ),
+            ),
             watcher=watcher,
             should_stop=should_stop,
         )
         if not worker.run():
             return False
-        announce("asking the best adapters the test wordings")
-        findings = find_in(storage, place)
-        if not confirm(storage, recorder, learning, findings, should_stop):
-            return False
-        return train_again(
-            planned_repeats(findings, learning, seeds=spec.confirming_seeds),
-            study=place.name,
-            storage=storage,
-            recorder=recorder,
-            learning=learning,
-            should_stop=should_stop,
-            progressed=lambda done, of: announce(
-                f"trained again with fresh seeds: {done} of {of}"
-            ),
+        return _ask_apart(
+            spec, place, storage, recorder, presence, learning, judge, should_stop, announce
         )
+
+
+def _ask_apart(
+    spec: StudySpec,
+    place: Place,
+    storage: StudyStorage,
+    recorder: Recorder,
+    presence: Presence,
+    learning: Learning,
+    judge: Judge,
+    should_stop: Callable[[], bool],
+    announce: Callable[[str], None],
+) -> bool:
+    """Ask what needs the search to have ended, by one worker; return False if it was stopped.
+
+    That are the floors, the test wordings, and the chosen members trained again.
+    """
+    lock = presence.try_lock("confirming")
+    if lock is None:
+        announce("another worker asks the test wordings and trains the best again; leaving")
+        return True
+    presence.tell_activity("asking the test wordings")
+    if not read_study(storage, place.name).floors and not should_stop():
+        announce("asking the base with the facts in its prompt")
+        recorder.record_floors(
+            measure_floors(
+                learning.bank.base,
+                learning.facts,
+                judge=judge,
+                base_recall=learning.base.measurement.recall,
+                should_stop=should_stop,
+            )
+        )
+    announce("asking the best adapters the test wordings")
+    findings = find_in(storage, place)
+    if not confirm(storage, recorder, learning, findings, should_stop):
+        return False
+    presence.tell_activity("training the best again")
+    has_finished = train_again(
+        planned_repeats(findings, learning, seeds=spec.confirming_seeds),
+        study=place.name,
+        storage=storage,
+        recorder=recorder,
+        learning=learning,
+        should_stop=should_stop,
+        progressed=lambda done, of: announce(f"trained again with fresh seeds: {done} of {of}"),
+    )
+    presence.release(lock)
+    return has_finished
 
 
 def _ask_base(
@@ -195,6 +299,7 @@ def _ask_base(
     *,
     slots: int,
     max_rank: int,
+    should_stop: Callable[[], bool],
 ) -> Learning:
     """Return the experiment, made by asking the base what it knows.
 
@@ -209,6 +314,7 @@ def _ask_base(
         slots=slots,
         max_rank=max_rank,
         gradient_checkpointing=spec.engine.gradient_checkpointing,
+        should_stop=should_stop,
     )
     if not learning.facts:
         raise NothingToLearn(
@@ -228,8 +334,13 @@ def _slots_to_start(
     scenario: Scenario,
     space: RecipeSpace,
     announce: Callable[[str], None],
+    *,
+    workers: int,
 ) -> int:
-    """Return the slots of a new study: as the file says, or as many as pay on this machine."""
+    """Return the slots of a new study: as the file says, or as many as pay on this machine.
+
+    They are those of each of its `workers`.
+    """
     if spec.slots is not None:
         return spec.slots
     announce("trying out how many trials to train at once")
@@ -247,7 +358,7 @@ def _slots_to_start(
         base,
         recipe,
         texts_of,
-        most=spec.trials // TRIALS_PER_SLOT,
+        most=spec.trials // (TRIALS_PER_SLOT * workers),
         gradient_checkpointing=spec.engine.gradient_checkpointing,
     )
 

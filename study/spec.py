@@ -173,6 +173,8 @@ class StudySpec(_Part):
     judge: JudgeSpec = JudgeSpec()
     sampler: SamplerName = "tpe"
     flat_trials: Annotated[int, Field(ge=1)] | None = None
+    failures_in_a_row: Annotated[int, Field(ge=1)] = 5
+    artifacts_gigabytes: Annotated[float, Field(ge=0)] = 2.0
     confirming_seeds: Annotated[int, Field(ge=0, le=100)] = 3
     max_knowledge_loss: Annotated[float, Field(gt=0, lt=1)] | None = None
     single_objective: SingleObjectiveSpec | None = None
@@ -232,6 +234,19 @@ class StudySpec(_Part):
                 "leave out single_objective"
             )
         return self
+
+    @property
+    def recorded(self) -> StudySpec:
+        """Return what a database keeps of it: all but database URLs, which may hold passwords."""
+        other = self.start_from
+        return self.model_copy(
+            update={
+                "storage": None,
+                "start_from": None
+                if other is None
+                else other.model_copy(update={"storage": None}),
+            }
+        )
 
     @property
     def goal(self) -> Goal:

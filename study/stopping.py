@@ -1,10 +1,11 @@
-"""Says when a study may stop early: when its trials have brought nothing for a while."""
+"""Says when a study should stop early: when its trials bring nothing, or fail one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from analysis.points import Reference
 from study.goal import Goal
@@ -25,10 +26,30 @@ def is_flat(
         reference: The point that trials must beat.
         patience: How many trials.
     """
-    ended = [trial for trial in trials if trial.state.is_finished()]
-    # By number where they ended at the same moment.
-    ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
+    ended = _in_order_of_ending(trials)
     if len(ended) < patience:
         return False
     now = goal.reached(ended, reference)
     return now > 0 and now == goal.reached(ended[:-patience], reference)
+
+
+def failures_in_a_row(trials: Sequence[FrozenTrial], *, since: datetime) -> list[FrozenTrial]:
+    """Return the trials that failed last, in order, with none between them that did not.
+
+    Args:
+        trials: The asked ones of a study; those that have not ended are ignored.
+        since: Trials that ended before are ignored as well, for their cause may be mended.
+    """
+    failed: list[FrozenTrial] = []
+    for trial in reversed(_in_order_of_ending(trials)):
+        ended_at = trial.datetime_complete
+        if trial.state != TrialState.FAIL or ended_at is None or ended_at < since:
+            break
+        failed.insert(0, trial)
+    return failed
+
+
+def _in_order_of_ending(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    # By number where they ended at the same moment.
+    return sorted(ended, key=lambda trial: (trial.datetime_complete, trial.number))

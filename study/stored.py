@@ -43,7 +43,7 @@ def is_finished(spec: StudySpec, place: Place) -> bool:
     record = read_stored(place)
     if record is None or not record.ended_trials == len(record.trials) == spec.trials:
         return False
-    if StudySpec.model_validate_json(record.config) != spec:
+    if StudySpec.model_validate_json(record.config) != spec.recorded:
         return False
     if record.fingerprint["facts"] != facts_digest(load_study_scenario(spec)):
         return False  # the file has changed under its name

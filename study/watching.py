@@ -49,6 +49,9 @@ class Watcher(Protocol):
     def stepped(self, running: list[RunningTrial]) -> None:
         """Receive the state of all slots after an optimizer step."""
 
+    def warned(self, problem: str) -> None:
+        """Receive a problem that stops nothing, such as an adapter that could not be kept."""
+
     def stopped_early(self, reason: str) -> None:
         """Receive that the study ends before all its trials were asked, and why."""
 
@@ -75,4 +78,7 @@ class SilentWatcher:
         """Do nothing."""
 
     def stopped_early(self, reason: str) -> None:
+        """Do nothing."""
+
+    def warned(self, problem: str) -> None:
         """Do nothing."""

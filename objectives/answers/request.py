@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from data.measurements import Answer
 from data.prompts import Prompt
 from data.recipes import Sampling
 
+if TYPE_CHECKING:  # a judge behind a server needs no torch
+    from torch import nn
+
 BASE = -1  # the slot of the untouched base
+
+
+class AskingStopped(Exception):
+    """Asking ended before its end because it was to stop; nothing that it asked is kept."""
+
+
+def never() -> bool:
+    """Return False: asking goes on to its end."""
+    return False
+
+
+@contextmanager
+def stoppable(model: nn.Module, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """During it no forward pass of a model begins once `should_stop` says so.
+
+    It is asked before every pass, whoever asks for one: that is often enough, for a pass takes
+    seconds at most, and costs nothing beside it. Whatever was read is let go of, and the model and
+    its adapters are as they were before.
+
+    Raises:
+        AskingStopped: Where a pass would have begun.
+    """
+
+    def look(_model: nn.Module, _inputs: object) -> None:
+        refuse_to_go_on(should_stop)
+
+    handle = model.register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def refuse_to_go_on(should_stop: Callable[[], bool]) -> None:
+    """Do nothing unless asking is to stop.
+
+    Raises:
+        AskingStopped: If it is.
+    """
+    if should_stop():
+        raise AskingStopped("asking was stopped")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,8 +41,18 @@ class Layout:
         return self._starts[-1]
 
     def positions(self, targets: TargetModules) -> range:
-        """Return the positions of the modules that `targets` names; they are neighbours."""
+        """Return the positions of the modules that `targets` names; they are neighbours.
+
+        Raises:
+            ValueError: If there is none.
+        """
         chosen = [i for i, module in enumerate(self.modules) if module.is_target_of(targets)]
+        if not chosen:
+            there = ", ".join(sorted({module.suffix for module in self.modules}))
+            raise ValueError(
+                f"target_modules: {targets!r} is not allowed; the model has no such module, only "
+                f"{there}"
+            )
         return range(chosen[0], chosen[-1] + 1)
 
     def columns(self, positions: range) -> slice:

@@ -7,8 +7,8 @@ Adapters are attached by forward hooks for the length of a pass; between passes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,10 +27,11 @@ from objectives.bank.batches import (
 )
 from objectives.bank.loading import read_adapter
 from objectives.bank.modules import find_linear_modules
-from objectives.bank.passes import SlotStep, differentiate, lay_out_pass
+from objectives.bank.passes import SlotStep, TrainingPass, differentiate, lay_out_pass
 from objectives.bank.slot_weights import SlotWeights
 from objectives.models.base import BaseModel
 from objectives.models.blocks import lay_in_blocks
+from objectives.models.devices import still_computes
 from objectives.models.memory import is_out_of_memory, release_memory
 from objectives.models.recomputing import recomputing
 
@@ -38,6 +39,10 @@ EpochTexts = Callable[[int], Sequence[str]]
 
 # Texts come again every epoch and in many trials; the same text is tokenised once.
 _REMEMBERED_TEXTS = 65_536
+
+# The reason of a failure goes into a table and a terminal.
+_LONGEST_REASON = 200
+_LONGEST_SHOWN_TEXT = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,12 +141,14 @@ class Bank:
             gradient_checkpointing: Compute a layer's inner values again in the backward pass
                 instead of keeping them, which takes less memory and more time.
             halves_when_full: When a pass runs out of memory, train half as many slots in a pass
-                from then on, and all in several passes; otherwise the error is raised.
+                from then on, and all in several passes; what else fails is narrowed down to the
+                slot at fault, as `step` says. Otherwise every error is raised.
 
         Raises:
             ModelError: If the model has no modules for adapters or cannot be computed again.
         """
         self.base = base
+        self._gradient_checkpointing = gradient_checkpointing
         self._recomputing = (
             partial(recomputing, base.model) if gradient_checkpointing else nullcontext
         )
@@ -157,10 +164,13 @@ class Bank:
         self._halves_when_full = halves_when_full
         self._work = self._own_work = 0
         self._training: dict[int, _Training] = {}
-        self._encode = lru_cache(_REMEMBERED_TEXTS)(lambda text: tuple(base.encode_document(text)))
+        self._encode = lru_cache(_REMEMBERED_TEXTS)(partial(_encode, base))
 
     def admit(self, slot: int, recipe: Recipe, epoch_texts: EpochTexts, *, seed: int) -> None:
         """Put a new trial in an empty slot; `step` then trains it.
+
+        The texts of its first epoch are tokenised now. Whatever is raised, the slot is as empty as
+        before and the others are as they were.
 
         Args:
             slot: Counted from 0.
@@ -169,18 +179,24 @@ class Bank:
             seed: Fixes the initial weights and the dropout.
 
         Raises:
-            ValueError: If the slot is not empty, or the recipe does not fit the bank or the model.
+            ValueError: If the slot is not empty, the recipe does not fit the bank or the model, or
+                the first epoch has no text to train on or one that cannot be tokenised.
         """
-        self._occupy(slot, recipe, epoch_texts, seed, Counters())
-        initialise(
-            self.layout,
-            self._adapters.region(self._adapters.weights, slot),
-            recipe.target_modules,
-            seed=seed,
-        )
+        with self._occupying(slot, recipe, epoch_texts, seed, Counters()):
+            initialise(
+                self.layout,
+                self._adapters.region(self._adapters.weights, slot),
+                recipe.target_modules,
+                seed=seed,
+            )
 
     def step(self, slots: Sequence[int] | None = None) -> tuple[int, ...]:
         """Take one optimizer step for every trial that still trains.
+
+        A slot that cannot take it fails, with its reason, and the others take theirs: a pass that
+        raises any exception is done again in halves until what fails is a single slot. That way
+        an error of the texts, of a module or of the memory costs one trial and not all of them.
+        Where a device cannot compute any more no slot is at fault, and the error is raised.
 
         Args:
             slots: Only these; all by default. Slots without a training trial are passed over.
@@ -189,30 +205,44 @@ class Bank:
             The slots that completed an epoch or failed in this step.
         """
         asked = range(self.slots) if slots is None else slots
-        batches = {
-            slot: self._next_batch(training)
-            for slot in asked
-            if (training := self._training.get(slot)) is not None and training.running
-        }
-        ended: list[int] = []
+        batches, ended = self._next_batches(
+            slot for slot in asked if slot in self._training and self._training[slot].running
+        )
         waiting = list(batches)
-        while waiting:
-            chosen = waiting[: self._slots_per_pass]
-            try:
-                ended += self._step_together({slot: batches[slot] for slot in chosen})
-                waiting = waiting[len(chosen) :]
-                continue
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or not self._halves_when_full:
-                    raise
-            # Nothing has moved yet: weights change after a pass.
-            release_memory()
-            if len(chosen) > 1:
-                self._slots_per_pass = len(chosen) // 2
+        halves: list[list[int]] = []
+        while halves or waiting:
+            if halves:
+                chosen = halves.pop()
             else:
-                self._fail_for_memory(self._training[chosen[0]], batches[chosen[0]])
-                ended += chosen
-                waiting = waiting[1:]
+                chosen = waiting[: self._slots_per_pass]
+                waiting = waiting[len(chosen) :]
+            try:
+                training_pass, losses, norms = self._differentiate(
+                    {slot: batches[slot] for slot in chosen}
+                )
+            except Exception as error:
+                is_full, reason = is_out_of_memory(error), _say_failure(error)
+                is_lost = not is_full and not still_computes(self.base.device)
+                if is_lost or not self._halves_when_full:
+                    raise
+            else:
+                ended += self._take_step(
+                    {slot: batches[slot] for slot in chosen}, training_pass, losses, norms
+                )
+                continue
+            # Nothing has moved: weights change after a pass, and the next one writes its gradients
+            # over those that this one has left.
+            release_memory()
+            if len(chosen) == 1:
+                (slot,) = chosen
+                self._fail(slot, self._say_too_large(batches[slot]) if is_full else reason)
+                ended.append(slot)
+            elif is_full:
+                self._slots_per_pass = len(chosen) // 2
+                waiting = chosen + waiting
+            else:
+                middle = len(chosen) // 2
+                halves += [chosen[middle:], chosen[:middle]]
         return tuple(sorted(ended))
 
     def progress(self, slot: int) -> Progress:
@@ -333,13 +363,22 @@ class Bank:
         """Put a trial in an empty slot and go on from `state`.
 
         Raises:
-            ValueError: As `admit` does.
+            ValueError: As `admit` does, or if the state's tensors are not of this model.
         """
-        self._occupy(slot, state.recipe, epoch_texts, state.seed, state.counters)
         adapters = self._adapters
-        adapters.region(adapters.weights, slot).copy_(state.weights)
-        adapters.region(adapters.first_moments, slot).copy_(state.first_moments)
-        adapters.region(adapters.second_moments, slot).copy_(state.second_moments)
+        with self._occupying(slot, state.recipe, epoch_texts, state.seed, state.counters):
+            for held, saved in (
+                (adapters.weights, state.weights),
+                (adapters.first_moments, state.first_moments),
+                (adapters.second_moments, state.second_moments),
+            ):
+                region = adapters.region(held, slot)
+                if region.shape != saved.shape:
+                    raise ValueError(
+                        f"state: a tensor of {tuple(saved.shape)} is not allowed; in this model "
+                        f"the recipe's adapter is {tuple(region.shape)}"
+                    )
+                region.copy_(saved)
 
     def _trial(self, slot: int) -> _Training:
         if slot not in self._training:
@@ -352,9 +391,11 @@ class Bank:
         if self._adapters.rank(slot):
             raise ValueError(f"slot: {slot} is not empty; release it first")
 
-    def _occupy(
+    @contextmanager
+    def _occupying(
         self, slot: int, recipe: Recipe, epoch_texts: EpochTexts, seed: int, counters: Counters
-    ) -> None:
+    ) -> Iterator[None]:
+        """Put a trial in an empty slot, to be filled during it; an error leaves the slot empty."""
         self._require_empty(slot)
         if recipe.rank > self.max_rank:
             raise ValueError(
@@ -366,20 +407,36 @@ class Bank:
                 f"cutoff: {recipe.cutoff} is not allowed; it must be at most "
                 f"{self.base.context_tokens} tokens, the most that {self.base.name} can read"
             )
-        self._training[slot] = _Training(
-            recipe=recipe, seed=seed, epoch_texts=epoch_texts, counters=counters
-        )
-        self._adapters.cover(
-            slot,
-            rank=recipe.rank,
-            positions=self.layout.positions(recipe.target_modules),
-            scale=recipe.scale,
-        )
+        positions = self.layout.positions(recipe.target_modules)
+        training = _Training(recipe=recipe, seed=seed, epoch_texts=epoch_texts, counters=counters)
+        if training.running:
+            self._next_batch(training)  # what cannot be trained on is refused now
+        try:
+            self._adapters.cover(slot, rank=recipe.rank, positions=positions, scale=recipe.scale)
+            yield
+        except BaseException:
+            self._adapters.clear(slot)
+            raise
+        self._training[slot] = training
+
+    def _next_batches(self, slots: Iterable[int]) -> tuple[dict[int, Batch], list[int]]:
+        """Return what each slot trains on next, and the slots that failed for want of it."""
+        batches: dict[int, Batch] = {}
+        failed: list[int] = []
+        for slot in slots:
+            try:
+                batches[slot] = self._next_batch(self._training[slot])
+            except Exception as error:
+                if not self._halves_when_full:
+                    raise
+                self._fail(slot, _say_failure(error))
+                failed.append(slot)
+        return batches, failed
 
     def _next_batch(self, training: _Training) -> Batch:
         recipe, counters = training.recipe, training.counters
         if training.batches is None:
-            documents = map(self._encode, training.epoch_texts(counters.epoch))
+            documents = map(self._tokenise, training.epoch_texts(counters.epoch))
             examples = cut_examples(documents, cutoff=recipe.cutoff, packing=recipe.packing)
             training.batches = make_batches(examples, recipe.batch_size)
         if counters.position >= len(training.batches):
@@ -389,8 +446,22 @@ class Bank:
             )
         return training.batches[counters.position]
 
-    def _step_together(self, batches: dict[int, Batch]) -> list[int]:
-        """Take one step of these slots in one pass; return those that ended an epoch or failed."""
+    def _tokenise(self, text: str) -> tuple[int, ...]:
+        try:
+            return self._encode(text)
+        except Exception as error:  # whatever a tokenizer may raise
+            shown = repr(text)
+            if len(shown) > _LONGEST_SHOWN_TEXT:
+                shown = f"{shown[:_LONGEST_SHOWN_TEXT]}…"
+            raise ValueError(
+                f"epoch_texts: {shown} cannot be tokenised ({_say_failure(error)}); change or "
+                "leave out this text"
+            ) from error
+
+    def _differentiate(
+        self, batches: dict[int, Batch]
+    ) -> tuple[TrainingPass, dict[int, float], dict[int, float]]:
+        """Return a pass over these slots that was computed, and their losses and norms."""
         training_pass = lay_out_pass(
             self.base,
             self._adapters,
@@ -404,9 +475,19 @@ class Bank:
                 for slot, batch in batches.items()
             },
         )
+        losses, norms = differentiate(self.base, self.layout, training_pass, self._recomputing())
+        return training_pass, losses, norms
+
+    def _take_step(
+        self,
+        batches: dict[int, Batch],
+        training_pass: TrainingPass,
+        losses: dict[int, float],
+        norms: dict[int, float],
+    ) -> list[int]:
+        """Take the step of these slots' pass; return those that ended an epoch or failed."""
         self._work += training_pass.work
         self._own_work += training_pass.own_work
-        losses, norms = differentiate(self.base, self.layout, training_pass, self._recomputing())
         sound = [
             slot for slot in batches if math.isfinite(losses[slot]) and math.isfinite(norms[slot])
         ]
@@ -418,7 +499,7 @@ class Bank:
                     self._training[slot], batch, training_pass.padding_of[slot], losses[slot]
                 )
             else:
-                self._fail(self._training[slot], losses[slot], norms[slot])
+                self._fail(slot, self._say_not_finite(slot, losses[slot], norms[slot]))
         return [
             slot
             for slot in batches
@@ -455,24 +536,47 @@ class Bank:
         if epoch_ends:
             training.batches = None
 
-    @staticmethod
-    def _fail(training: _Training, loss_nats: float, gradient_norm: float) -> None:
+    def _fail(self, slot: int, reason: str) -> None:
+        training = self._training[slot]
+        training.counters = replace(training.counters, failure=reason)
+
+    def _say_not_finite(self, slot: int, loss_nats: float, gradient_norm: float) -> str:
+        training = self._training[slot]
         step = training.counters.steps + 1
         name, value = (
             ("gradient norm", gradient_norm) if math.isfinite(loss_nats) else ("loss", loss_nats)
         )
         rate = learning_rate_at(training.recipe, step)
-        training.counters = replace(
-            training.counters,
-            failure=f"{name}: it was {value} in step {step} at learning rate {rate:g}; "
-            "a smaller learning rate may help",
+        return (
+            f"{name}: it was {value} in step {step} at learning rate {rate:g}; "
+            "a smaller learning rate may help"
         )
 
-    @staticmethod
-    def _fail_for_memory(training: _Training, batch: Batch) -> None:
-        training.counters = replace(
-            training.counters,
-            failure=f"memory: {len(batch)} texts of up to {max(map(len, batch))} tokens do not "
-            "fit at once, even alone; a smaller batch_size or cutoff may help, or "
-            "gradient_checkpointing = true",
+    def _say_too_large(self, batch: Batch) -> str:
+        help_more = "" if self._gradient_checkpointing else ", or gradient_checkpointing = true"
+        return (
+            f"memory: {len(batch)} texts of up to {max(map(len, batch))} tokens do not "
+            f"fit at once, even alone; a smaller batch_size or cutoff may help{help_more}"
         )
+
+
+def _encode(base: BaseModel, text: str) -> tuple[int, ...]:
+    """Return a text's tokens.
+
+    Raises:
+        ValueError: If the model does not know one: on a GPU reading it would end the process.
+    """
+    token_ids = tuple(base.encode_document(text))
+    known = base.model.get_input_embeddings().weight.shape[0]
+    if max(token_ids) >= known:
+        raise ValueError(
+            f"token {max(token_ids)} is not allowed; {base.name} knows tokens below {known}, and "
+            "its tokenizer has more"
+        )
+    return token_ids
+
+
+def _say_failure(error: Exception) -> str:
+    """Return an exception's type and message on one line of at most 200 characters."""
+    said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return said if len(said) <= _LONGEST_REASON else f"{said[: _LONGEST_REASON - 1]}…"

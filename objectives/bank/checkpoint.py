@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from data.recipes import Recipe
 from objectives.bank.bank import Bank, Counters, EpochTexts, TrainingState
+from objectives.bank.durable_files import (
+    MayReplace,
+    put_file_in_place,
+    save_tensors,
+    unfinished_name,
+)
 
 CHECKPOINT_VERSION = 1
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -24,13 +27,25 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used; the message says why and what to do."""
 
 
-def save_checkpoint(bank: Bank, slot: int, folder: Path) -> None:
+def save_checkpoint(
+    bank: Bank, slot: int, folder: Path, *, may_replace: MayReplace | None = None
+) -> None:
     """Write all that the trial of a slot needs to go on; replaces an earlier checkpoint.
 
     It is one file, numbers in safetensors and the rest as JSON in its header, so that one rename
-    swaps the old checkpoint for the new: a crash leaves one of the two, whole.
+    swaps the old checkpoint for the new: a crash leaves one of the two, whole, and so does every
+    error raised here.
+
+    Args:
+        bank: Where the trial is.
+        slot: Its slot.
+        folder: Where its checkpoint lies; made if it is not there.
+        may_replace: Held while the new checkpoint takes its place, and no longer. Entering it may
+            raise, for example because the trial is another worker's by now; then the earlier
+            checkpoint stays.
 
     Raises:
+        OSError: If the disk is full or cannot be written.
         ValueError: If no trial was admitted to the slot.
     """
     state = bank.snapshot(slot)
@@ -47,12 +62,11 @@ def save_checkpoint(bank: Bank, slot: int, folder: Path) -> None:
         "second_moments": state.second_moments,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f".{CHECKPOINT_FILE}.{uuid.uuid4().hex}"
+    path = folder / CHECKPOINT_FILE
+    unfinished = unfinished_name(path)
     try:
-        save_file(tensors, unfinished, metadata={_METADATA_KEY: json.dumps(described)})
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())
-        unfinished.replace(folder / CHECKPOINT_FILE)
+        save_tensors(tensors, unfinished, metadata={_METADATA_KEY: json.dumps(described)})
+        put_file_in_place(unfinished, path, may_replace=may_replace)
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from pathlib import Path
 
 from peft import LoraConfig, TaskType
-from safetensors.torch import save_file
 
 from objectives.bank.bank import Bank
+from objectives.bank.durable_files import (
+    MayReplace,
+    put_folder_in_place,
+    save_tensors,
+    sync,
+    unfinished_name,
+)
 from objectives.bank.loading import WEIGHTS_FILE
 
 
-def export_adapter(bank: Bank, slot: int, folder: Path) -> None:
+def export_adapter(
+    bank: Bank, slot: int, folder: Path, *, may_replace: MayReplace | None = None
+) -> None:
     """Write a trial's adapter, cut to its true rank, for PEFT and all that read its format.
 
-    The folder appears complete or not at all; one that is already there is replaced.
+    The folder appears complete or not at all; one that is already there is replaced as a whole, or
+    stays as it was where an error is raised.
+
+    Args:
+        bank: Where the adapter is.
+        slot: Its slot.
+        folder: What to write.
+        may_replace: Held while the new folder takes its place, as in `save_checkpoint`.
 
     Raises:
+        OSError: If the disk is full or cannot be written.
         ValueError: If no trial was admitted to the slot.
     """
     recipe = bank.recipe(slot)
@@ -41,17 +56,14 @@ def export_adapter(bank: Bank, slot: int, folder: Path) -> None:
     # Set afterwards, because the constructor makes a set of it, whose order differs between runs.
     config.target_modules = sorted({name.rpartition(".")[2] for name in matrices})
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    unfinished = unfinished_name(folder)
     unfinished.mkdir()
     try:
-        save_file(tensors, unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_tensors(tensors, unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
         config.save_pretrained(str(unfinished))
-        if folder.exists():
-            replaced = unfinished.with_name(f"{unfinished.name}.replaced")
-            folder.rename(replaced)
-            unfinished.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            unfinished.rename(folder)
+        for path in (*unfinished.iterdir(), unfinished):
+            sync(path)
+        put_folder_in_place(unfinished, folder, may_replace=may_replace)
     finally:
+        # By now it is the folder that was replaced, if there was one.
         shutil.rmtree(unfinished, ignore_errors=True)

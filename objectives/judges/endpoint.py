@@ -9,7 +9,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -18,6 +18,7 @@ import openai
 from data.judge_config import EndpointConfig
 from data.judge_prompts import GRADER, Wording, write_rubric
 from data.measurements import Answer, Label, Verdict
+from objectives.answers.request import never, refuse_to_go_on
 from objectives.judges.base import JudgeError
 from objectives.judges.rubric import judge_with_model
 
@@ -33,6 +34,9 @@ _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 30.0
 # A server that tells to wait for longer is not waited for.
 _LONGEST_RETRY_AFTER_SECONDS = 120.0
+
+# Whoever stops a study does not wait for a server that is slow.
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 # So many requests in a row without a reply, each after all its attempts, and the server counts as
 # down; after a pause it is asked again, by one request first.
@@ -62,6 +66,7 @@ class Endpoint:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         draw: Callable[[], float] = random.random,
+        should_stop: Callable[[], bool] = never,
     ) -> None:
         """Ask nothing yet.
 
@@ -70,11 +75,13 @@ class Endpoint:
             clock: Seconds that never go back.
             sleep: Waits so many seconds by that clock.
             draw: A number from 0 to 1, to keep workers from retrying in step.
+            should_stop: Asked twice a second; once it says so nothing is waited for any more.
         """
         self.config = config
         self._clock = clock
         self._sleep = sleep
         self._draw = draw
+        self._should_stop = should_stop
         rate = config.requests_per_minute
         self._seconds_between = 0.0 if rate is None else 60.0 / rate
         self._next_start = -float("inf")
@@ -100,6 +107,7 @@ class Endpoint:
         It runs an event loop of its own, so it must not be called from within one.
 
         Raises:
+            AskingStopped: If it was to stop.
             JudgeError: If the server refuses the key, the model or the request.
         """
         return asyncio.run(self._ask_all(texts)) if texts else []
@@ -126,12 +134,25 @@ class Endpoint:
         async with self._open_client() as client:
             if self._is_down and self._clock() >= self._down_until:
                 self._given_up_in_a_row = _DOWN_AFTER - 1
-                await work(client, 1)
+                await self._wait_for([work(client, 1)])
             workers = min(self.config.concurrency, len(texts))
-            await asyncio.gather(*(work(client, len(texts)) for _ in range(workers)))
+            await self._wait_for([work(client, len(texts)) for _ in range(workers)])
         if refused:
             raise refused[0]
         return replies
+
+    async def _wait_for(self, working: Sequence[Coroutine[None, None, None]]) -> None:
+        """Wait until all have ended; if it is to stop, end them where they are and raise."""
+        tasks = [asyncio.create_task(each) for each in working]
+        try:
+            while (await asyncio.wait(tasks, timeout=_SECONDS_BETWEEN_LOOKS))[1]:
+                refuse_to_go_on(self._should_stop)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            task.result()
 
     @property
     def _is_down(self) -> bool:

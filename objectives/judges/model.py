@@ -15,7 +15,7 @@ from data.judge_prompts import GRADER, Wording, write_rubric
 from data.measurements import Answer, Label, Verdict
 from objectives.answers.batches import batch_rows
 from objectives.answers.following import logits_after
-from objectives.answers.request import BASE, UntouchedBase
+from objectives.answers.request import BASE, UntouchedBase, never, refuse_to_go_on
 from objectives.judges.rubric import judge_with_model
 from objectives.models.base import BaseModel, ModelError
 
@@ -59,6 +59,7 @@ class ModelJudge:
         *,
         rows_per_batch: int = _ROWS_PER_BATCH,
         read: NextTokenReader | None = None,
+        should_stop: Callable[[], bool] = never,
     ) -> None:
         """Find how the model says yes and no.
 
@@ -67,6 +68,7 @@ class ModelJudge:
             wording: How it is asked.
             rows_per_batch: The most answers it reads at once.
             read: Who reads; by default the model itself.
+            should_stop: Asked before every pass; `AskingStopped` is raised once it says so.
 
         Raises:
             ModelError: If it carries adapters, cannot say yes or no, has a chat template that
@@ -83,6 +85,7 @@ class ModelJudge:
         self._wording = wording
         self._rows_per_batch = rows_per_batch
         self._read = read or read_next_tokens
+        self._should_stop = should_stop
         self._special_tokens = _special_tokens_of(base)
         self._yes, self._no = _find_verdict_tokens(base)
         length = len(self._encode(question="", accepted=(), answer=""))
@@ -112,7 +115,11 @@ class ModelJudge:
         return None
 
     def judge(self, answers: Sequence[Answer]) -> tuple[Verdict, ...]:
-        """Return one verdict per answer, in their order."""
+        """Return one verdict per answer, in their order.
+
+        Raises:
+            AskingStopped: If it was to stop.
+        """
         return judge_with_model(
             answers,
             name=self.name,
@@ -139,6 +146,7 @@ class ModelJudge:
         fitting = [n for n, row in enumerate(rows) if len(row) < self._base.context_tokens]
         fitting_rows = [rows[number] for number in fitting]
         for batch in batch_rows(fitting_rows, [0] * len(fitting), self._rows_per_batch):
+            refuse_to_go_on(self._should_stop)
             following = self._read(self._base, [fitting_rows[place] for place in batch])
             yes = following[:, list(self._yes)].logsumexp(-1).tolist()
             no = following[:, list(self._no)].logsumexp(-1).tolist()

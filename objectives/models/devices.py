@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from objectives.models.base import ModelError
+from objectives.models.memory import is_out_of_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,18 @@ def list_devices() -> tuple[Device, ...]:
     threads = torch.get_num_threads()
     cpu = Device(name="cpu", kind=f"{threads} threads", free_bytes=None, total_bytes=None)
     return (*gpus, cpu)
+
+
+def still_computes(device: torch.device) -> bool:
+    """Return whether a device computes at all: after some errors a GPU does not, for this process.
+
+    Such are a failed assertion in a kernel or a broken memory. A full memory is none of them.
+    """
+    try:
+        torch.zeros(1, device=device).add_(1).item()
+    except RuntimeError as error:
+        return is_out_of_memory(error)
+    return True
 
 
 def default_device() -> str:

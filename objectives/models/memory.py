@@ -12,8 +12,13 @@ from torch import nn
 
 Result = TypeVar("Result")
 
-# What torch's CPU allocator says in a plain RuntimeError.
-_CPU_MESSAGES = ("not enough memory", "can't allocate memory")
+# What torch's CPU allocator and CUDA's libraries say in an error of another type.
+_MESSAGES = (
+    "not enough memory",
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 _rows_that_fit: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
@@ -22,9 +27,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        message in str(error) for message in _CPU_MESSAGES
-    )
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def release_memory() -> None:

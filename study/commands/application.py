@@ -60,8 +60,19 @@ RehearsalOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
-class Interrupted(Exception):
-    """A signal ended the command; `code` is its exit code."""
+class Interrupted(BaseException):
+    """A signal ended the command; `code` is its exit code.
+
+    No `Exception`, so that nothing that outlives failures takes it for one.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class CrewFailed(Exception):
+    """No worker came to the end of the study; each has said why. `code` is the exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -87,14 +98,20 @@ def run_application(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code; every error is printed as one message."""
     # The subcommands register themselves when they are imported, and are not used by name.
     import study.commands.asking
+    import study.commands.dashboard
+    import study.commands.deleting
     import study.commands.doctor
     import study.commands.judging
     import study.commands.pocket
     import study.commands.running
-    import study.commands.showing  # noqa: F401
+    import study.commands.showing
+    import study.commands.worker  # noqa: F401
     from objectives.bank.checkpoint import CheckpointError
     from objectives.judges.base import JudgeError, JudgeUnreachable
     from objectives.models.base import ModelError
+    from storage.patience import DatabaseLost
+    from study.assigning import TooManyFailures
+    from study.worker import DiskProblem
 
     debug = "--debug" in arguments
     signal.signal(signal.SIGINT, _interrupt)
@@ -105,7 +122,10 @@ def run_application(arguments: Sequence[str]) -> int:
     except Interrupted as interruption:
         messages.print("interrupted")
         return interruption.code
-    except JudgeUnreachable as waiting:
+    except CrewFailed as ending:
+        messages.print(Text("no worker came to the end of the study; see above", style="red"))
+        return ending.code
+    except (JudgeUnreachable, DatabaseLost, TooManyFailures, DiskProblem) as waiting:
         messages.print(Text(str(waiting)), soft_wrap=True)
         return FAILED
     except (NothingToLearn, NothingUsable) as ending:

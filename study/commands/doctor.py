@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Annotated
 
 import psutil
 import torch
@@ -11,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from objectives.models.devices import driver_gpus, list_devices, unused_gpu_remedy
-from storage.database import StorageError
+from storage.artifacts import ArtifactError
+from storage.database import StorageError, StudyStorage
 from storage.reader import list_studies
+from storage.records import StudySummary
 from study.commands.application import (
     FAILED,
     NameOption,
@@ -21,14 +27,22 @@ from study.commands.application import (
     application,
     results,
 )
-from study.place import find_place, open_place
-from study.spec import load_spec
+from study.mending import Finding, examine
+from study.place import Place, find_place, open_place
+from study.spec import ConfigurationError, load_spec
 from study.versions import package_versions
 
 
 @application.command()
-def doctor(storage: StorageOption = None, name: NameOption = None, out: OutOption = None) -> None:
-    """Check torch, devices, memory, disk and database, and say what to do."""
+def doctor(
+    storage: StorageOption = None,
+    name: NameOption = None,
+    out: OutOption = None,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Put right what a study's crashes left behind.")
+    ] = False,
+) -> None:
+    """Check torch, devices, memory, disk and database, and what crashes left behind."""
     table = Table(box=None, show_header=False, pad_edge=False)
     problems: list[str] = []
     for package, version in package_versions().items():
@@ -60,24 +74,88 @@ def doctor(storage: StorageOption = None, name: NameOption = None, out: OutOptio
     table.add_row(
         "disk free", Text(f"{_gigabytes(shutil.disk_usage(existing).free)} at {existing}")
     )
-    if place.has_database:
+    where = place.shown_storage_url
+    with ExitStack() as stack:
+        opened: StudyStorage | None = None
+        studies: tuple[StudySummary, ...] = ()
         try:
-            opened = open_place(place)
-            table.add_row(
-                "database",
-                Text(f"{place.shown_storage_url}, {len(list_studies(opened))} studies"),
-            )
-            opened.close()
+            if place.has_database:
+                opened = stack.enter_context(closing(open_place(place)))
+                studies = list_studies(opened)
+                table.add_row("database", Text(f"{where}, {len(studies)} studies"))
+            else:
+                table.add_row("database", Text(f"none yet at {where}; a run makes it"))
         except StorageError as error:
+            opened = None
             problems.append(str(error))
-    else:
-        table.add_row("database", Text(f"none yet at {place.shown_storage_url}; a run makes it"))
-    results.print(table)
-    for problem in problems:
-        results.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)
-    if problems:
+            table.add_row("database", Text(f"{where}, which cannot be used"))
+        results.print(table)
+        for problem in problems:
+            _say("problem", "bold red", problem)
+        is_well = not problems
+        if opened is not None:
+            findings = _examine(opened, studies, name, place)
+            is_well &= _show_findings(findings, mend=mend)
+        elif name is not None and not problems:
+            raise ConfigurationError(_no_such_study(name, (), where))
+    if not is_well:
         raise typer.Exit(FAILED)
     results.print(Text("nothing stands in the way", style="green"))
+
+
+def _examine(
+    storage: StudyStorage,
+    studies: Sequence[StudySummary],
+    name: str | None,
+    place: Place,
+) -> tuple[Finding, ...]:
+    """Return what is amiss with the named study, or with every study of the database.
+
+    Raises:
+        ConfigurationError: If there is no study of this name.
+    """
+    names = [study.name for study in studies if name is None or study.name == name]
+    if name is not None and not names:
+        raise ConfigurationError(_no_such_study(name, studies, place.shown_storage_url))
+    return tuple(
+        replace(finding, message=f"study {each}: {finding.message}")
+        for each in names
+        for finding in examine(
+            storage, replace(place, name=each, folder=place.folder.parent / each)
+        )
+    )
+
+
+def _no_such_study(name: str, studies: Sequence[StudySummary], where: str) -> str:
+    names = ", ".join(study.name for study in studies)
+    there = f"there are: {names}" if names else "there is none; run one with `remember run`"
+    return f"name: there is no study called {name!r} at {where}; {there}"
+
+
+def _show_findings(findings: Sequence[Finding], *, mend: bool) -> bool:
+    """Show what was found, mending it if asked; return whether all is well now."""
+    unmended = 0
+    for finding in findings:
+        if finding.mend is None:
+            _say("note", "bold", finding.message)
+        elif not mend:
+            unmended += 1
+            _say("found", "yellow", finding.message)
+        else:
+            try:
+                finding.mend()
+            except (OSError, ArtifactError) as error:  # the others can be mended all the same
+                unmended += 1
+                _say("not mended", "bold red", f"{finding.message}. That failed: {error}")
+            else:
+                _say("mended", "green", finding.message)
+    if unmended and not mend:
+        results.print("run it again with --mend to put this right")
+    return not unmended
+
+
+def _say(kind: str, style: str, words: str) -> None:
+    results.print(Text.assemble((f"{kind}: ", style), words), soft_wrap=True)
 
 
 def _gigabytes(count: int) -> str:

@@ -1,29 +1,29 @@
-"""`remember judge check` and `run`: how far a judge agrees with people, what it would change."""
+"""`remember judge`: answers to label, how far a judge agrees with the labels, judging again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from analysis.files import write_whole
 from analysis.findings import Findings
-from analysis.points import Point
-from analysis.wording import (
-    MISSING,
-    say_counted,
-    say_estimate,
-    say_label,
-    say_sampling,
-    say_share,
-    show_text,
+from analysis.judge_tables import (
+    Correction,
+    show_agreement,
+    show_corrections,
+    show_disagreements,
+    show_rejudged,
 )
+from analysis.wording import say_counted
 from data.agreement import (
+    MIN_LABELLED,
     Agreement,
     NotCorrectable,
     correct_recall,
@@ -31,12 +31,14 @@ from data.agreement import (
     why_not_correctable,
 )
 from data.label_files import LabelledAnswer, labels_digest, load_labels
-from data.measurements import Estimate, Label, Measurement
+from data.label_sheets import SHEET_ENDINGS, choose_rows, write_sheet
+from data.measurements import Estimate, Label, Measurement, Verdict
 from objectives.judges.base import Judge, judge_answers
 from objectives.judges.cached import MemoryCache
 from storage.database import StudyStorage
 from storage.reader import read_said, read_verdicts
 from storage.recorder import Recorder
+from storage.records import TrialRecord
 from study.commands.application import (
     JsonOption,
     NameOption,
@@ -51,7 +53,7 @@ from study.commands.showing import opened_study
 from study.judge_making import LateCache, judge_named
 from study.place import Place
 from study.rejudging import Rejudged, judge_again
-from study.spec import ConfigurationError
+from study.spec import ConfigurationError, JudgeSpec, StudySpec
 from study.stored import find_in
 
 judge_application = typer.Typer(help="Who decides whether an answer is right, and how well.")
@@ -65,7 +67,67 @@ JudgeOption = Annotated[
     ),
 ]
 
-_SHOWN_DISAGREEMENTS = 50
+
+@judge_application.command()
+def sheet(
+    file: Annotated[
+        Path, typer.Argument(help="What to write, by its ending as CSV, TSV or JSONL.")
+    ],
+    storage: StorageOption = None,
+    name: NameOption = None,
+    out: OutOption = None,
+    answers: Annotated[int, typer.Option(min=1, help="How many answers at most.")] = MIN_LABELLED,
+    seed: Annotated[int, typer.Option(help="Fixes which answers, and their order.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file.")] = False,
+) -> None:
+    """Write a sheet of a study's answers for people to label, as `judge check` reads it.
+
+    They are drawn alike from all that its trials said about the new facts.
+    """
+    ending = file.suffix.lower()
+    if ending not in SHEET_ENDINGS:
+        raise ConfigurationError(
+            f"file: the ending of {str(file)!r} is not known; name a file that ends in "
+            f"{', '.join(SHEET_ENDINGS)}"
+        )
+    if file.is_dir() or (file.exists() and not force):
+        raise ConfigurationError(
+            f"file: {str(file)!r} is there already and may hold people's verdicts; name another, "
+            "or overwrite it with --force"
+        )
+    with opened_study(storage, name, out) as (opened, place):
+        findings = find_in(opened, place)
+        rows = choose_rows(
+            _verdicts_about(opened, findings.record.trials), count=answers, seed=seed
+        )
+        spec = StudySpec.model_validate_json(findings.record.config)
+    if not rows:
+        raise ConfigurationError(
+            f"name: no trial of study {place.name!r} has judged answers yet; let it run first"
+        )
+    text = write_sheet(rows, ending)
+    try:
+        write_whole(file, text)
+    except OSError as error:
+        raise ConfigurationError(
+            f"file: {str(file)!r} cannot be written ({error.strerror}); name another"
+        ) from error
+    written = f"{file}: {say_counted(len(rows), 'answer')} of study {place.name!r}, no verdicts"
+    if len(rows) < answers:
+        written += "; there are no more that differ"
+    if len(rows) < MIN_LABELLED:
+        written += f". Correcting recall takes {MIN_LABELLED} or more"
+    command = ["remember", "judge", "check", str(file), "--name", place.name]
+    command += [] if storage is None else ["--storage", place.shown_storage_url]
+    command += [] if out is None else ["--out", str(out)]
+    results.print(
+        Text(
+            f"{written}.\nLet people write correct, incorrect or not_attempted in every row "
+            "(UTF-8, columns unchanged), then run:\n"
+            f"{shlex.join(command + _judge_flags(spec.judge))}"
+        ),
+        soft_wrap=True,
+    )
 
 
 @judge_application.command()
@@ -99,14 +161,14 @@ def check(
         if (each.label == "correct") != (label == "correct") or label == "unjudged"
     ]
     shown: dict[str, object] = {"judge": checked.name, **_agreement_as_json(agreement)}
-    parts: list[RenderableType] = [_show_agreement(checked.name, agreement)]
+    parts: list[RenderableType] = [show_agreement(checked.name, agreement)]
     if name is None:
         basis, of_what, enough = (
             agreement,
             "these answers",
             "They are enough to correct the recall of a study whose models gave them: --name it.",
         )
-        corrections: list[_Correction] = []
+        corrections: list[Correction] = []
     else:
         with opened_study(storage, name, out) as (opened, place):
             findings = find_in(opened, place)
@@ -128,9 +190,9 @@ def check(
         else Text(f"Recall cannot be corrected by {of_what}: {reason}.")
     )
     if corrections:
-        parts.append(_show_corrections(corrections))
+        parts.append(show_corrections(corrections))
     if disagreements:
-        parts.extend((Text(), _show_disagreements(disagreements)))
+        parts.extend((Text(), show_disagreements(disagreements)))
     if as_json:
         shown |= {
             "not_correctable": reason,
@@ -201,12 +263,24 @@ def run(
             json.dumps({"study": place.name, "judge": other.name, "measurements": listed})
         )
     else:
-        results.print(_show_rejudged(judged, other.name), soft_wrap=True)
+        results.print(show_rejudged(judged, other.name), soft_wrap=True)
     if not judged:
         raise NothingUsable(f"no measurement of study {place.name!r} can be judged again")
 
 
-_Correction = tuple[Point, Estimate]
+def _verdicts_about(opened: StudyStorage, trials: Sequence[TrialRecord]) -> Iterator[Verdict]:
+    for trial in trials:
+        for kept in trial.measurements:
+            yield from read_verdicts(opened, kept.id)
+
+
+def _judge_flags(judge: JudgeSpec) -> list[str]:
+    """Return the flags that name a study's judge; a server's settings are in its study file."""
+    if judge.kind == "matcher":
+        return []
+    if judge.model is None:
+        return ["--judge", "STUDY.toml"]
+    return ["--judge", f"{judge.kind}:{judge.model}"]
 
 
 def _agreement(labelled: Sequence[LabelledAnswer], given: Sequence[Label]) -> Agreement:
@@ -239,9 +313,9 @@ def _store(
 
 def _corrections(
     opened: StudyStorage, findings: Findings, judge: Judge, agreement: Agreement
-) -> list[_Correction]:
+) -> list[Correction]:
     """Return the front with its recall corrected; nothing if it cannot be, or another judged."""
-    corrected: list[_Correction] = []
+    corrected: list[Correction] = []
     for point in findings.front:
         judges = {verdict.judge for verdict in read_verdicts(opened, point.measurement_id)}
         if judges != {judge.name}:
@@ -251,105 +325,6 @@ def _corrections(
         except NotCorrectable:
             return []
     return corrected
-
-
-def _show_agreement(judge: str, agreement: Agreement) -> Table:
-    table = _table("judge", show_text(judge), header=False)
-    unjudged = f", {agreement.unjudged} unjudged" if agreement.unjudged else ""
-    table.add_row("labelled answers", f"{agreement.judged} judged{unjudged}")
-    table.add_row(
-        "people say right",
-        f"{agreement.true_positives} accepted, {agreement.false_negatives} refused",
-    )
-    table.add_row(
-        "people say wrong",
-        f"{agreement.true_negatives} refused, {agreement.false_positives} accepted",
-    )
-    table.add_row("sensitivity", say_estimate(agreement.sensitivity))
-    table.add_row("specificity", say_estimate(agreement.specificity))
-    table.add_row("kappa", _say_signed(agreement.kappa, "{:.3f}"))
-    p_value = agreement.bias_p_value
-    said = (
-        ""
-        if p_value is None
-        else f"; McNemar's p {'< 0.001' if p_value < 0.001 else f'{p_value:.3f}'}"
-    )
-    table.add_row("bias", f"{_say_signed(agreement.bias, '{:+.3f}')}{said}")
-    return table
-
-
-def _show_disagreements(disagreements: Sequence[tuple[LabelledAnswer, Label]]) -> RenderableType:
-    table = Table(box=None, header_style="bold", pad_edge=False, row_styles=["", "dim"])
-    for title in ("question", "expected", "answer", "people", "judge"):
-        table.add_column(title, overflow="fold")
-    for each, label in disagreements[:_SHOWN_DISAGREEMENTS]:
-        table.add_row(
-            Text(show_text(each.question)),
-            Text(show_text(each.accepted[0])),
-            Text(show_text(each.text)),
-            say_label(each.label),
-            say_label(label),
-        )
-    left = len(disagreements) - _SHOWN_DISAGREEMENTS
-    if left <= 0:
-        return table
-    return Group(table, Text(f"and {left} more; --json lists all", style="dim"))
-
-
-def _show_corrections(corrections: Sequence[_Correction]) -> Table:
-    table = _table("trial", "epochs", "recall", "corrected")
-    for point, corrected in corrections:
-        recall = point.measurement.recall
-        table.add_row(
-            str(point.trial), str(point.epoch), say_estimate(recall), say_estimate(corrected)
-        )
-    return table
-
-
-def _show_rejudged(judged: Sequence[Rejudged], judge: str) -> RenderableType:
-    table = _table("trial", "epochs", "sampling", "recall", "now", "loss", "now", "changed")
-    for each in judged:
-        kept, was, now = each.kept, each.kept.measurement, each.measurement
-        named = kept.purpose if kept.trial is None else str(kept.trial)
-        table.add_row(
-            f"{named} {kept.purpose}" if kept.purpose in ("confirm", "repeat") else named,
-            str(was.epoch),
-            Text(say_sampling(was.sampling)),
-            say_share(was.recall.value),
-            say_share(now.recall.value),
-            say_share(was.knowledge_loss.value),
-            say_share(now.knowledge_loss.value) if each.judged_probes else "as before",
-            f"{each.changed} of {len(each.verdicts)}",
-        )
-    changed = sum(each.changed for each in judged)
-    legend = f"now: by {show_text(judge)}; {changed} verdicts changed."
-    odd = sum(not each.reproduces for each in judged)
-    if odd:
-        legend += (
-            f" {say_counted(odd, 'measurement')} cannot be reproduced from what is stored: the "
-            "program scored otherwise then."
-        )
-    return Group(table, Text(legend, style="dim"))
-
-
-def _table(*titles: str, header: bool = True) -> Table:
-    table = Table(
-        box=None, show_header=header, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    if header:
-        for title in titles:
-            table.add_column(title)
-    else:
-        table.add_row(*titles)
-    return table
-
-
-def _say_signed(estimate: Estimate, form: str) -> str:
-    """Return a figure that may be below 0 with its interval."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return MISSING
-    value, low, high = map(form.format, (estimate.value, estimate.low, estimate.high))
-    return f"{value} ({low} to {high})"
 
 
 def _estimate_as_json(estimate: Estimate) -> dict[str, object]:

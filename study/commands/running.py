@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -22,8 +19,11 @@ from analysis.tables import show_examples, show_front
 from data.measurements import Verdict
 from objectives.models.devices import unused_gpu_remedy
 from search_spaces.recipe_space import settings_of
+from storage.database import untested_kind
 from storage.reader import read_verdicts
 from study.commands.application import (
+    NOTHING_USABLE,
+    CrewFailed,
     Interrupted,
     JsonOption,
     NameOption,
@@ -36,10 +36,16 @@ from study.commands.application import (
     messages,
     results,
 )
+from study.commands.stop_signal import StopRequest, stop_signal
+from study.crew import Crew, posts_on
+from study.crew_view import CrewView
+from study.dashboard.contents import refresh_dashboard
+from study.engine import Post
 from study.live_view import LiveView
 from study.place import Place, find_place, open_place
 from study.setting_up import run_study
-from study.spec import StudySpec, load_spec
+from study.spec import EngineSpec, StudySpec, load_spec
+from study.standing import Onlooker
 from study.stored import find_in, is_finished, read_stored
 from study.versions import package_versions
 
@@ -71,6 +77,16 @@ def run(
     name: NameOption = None,
     out: OutOption = None,
     seed: Annotated[int | None, typer.Option(help="The study's seed; default: 0.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that share the study: one per GPU, or parts of the processor."
+        ),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="One process per device: “cuda:0,cuda:1”, or “all”."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search for the settings that teach a model new facts at the least loss of old ones.
@@ -95,11 +111,12 @@ def run(
     )
     place = find_place(spec)
     if not is_finished(spec, place):
-        _run(spec, place)
+        _run(spec, place, workers=workers, devices=devices)
     with closing(open_place(place)) as opened:
         findings = find_in(opened, place)
         before = read_verdicts(opened, findings.record.base.id) if findings.record.base else ()
         report = write_study_report(findings, lambda kept: read_verdicts(opened, kept), place)
+        refresh_dashboard(opened, place)
         if as_json:
             results.print_json(json.dumps(describe(findings, place)), indent=2)
         else:
@@ -215,51 +232,76 @@ def describe(findings: Findings, place: Place) -> dict[str, object]:
     }
 
 
-def _run(spec: StudySpec, place: Place) -> None:
+def warn_of_untested(url: str) -> None:
+    """Say that a kind of database was never tried with this program, if that is so."""
+    kind = untested_kind(url)
+    if kind is not None:
+        messages.print(
+            Text(
+                f"warning: storage: {kind} is not tested with this program; PostgreSQL and SQLite "
+                "are",
+                style="yellow",
+            ),
+            soft_wrap=True,
+        )
+
+
+def _run(spec: StudySpec, place: Place, *, workers: int | None, devices: str | None) -> None:
     remedy = unused_gpu_remedy()
     if remedy is not None:
         messages.print(Text(f"warning: {remedy}", style="yellow"))
-    if messages.is_terminal:
-        messages.print(
-            Text(f"watch it: optuna-dashboard {place.shown_storage_url}", style="dim"),
-            soft_wrap=True,
-        )
+    warn_of_untested(place.storage_url)
+    posts = posts_on(spec, workers=workers, devices=devices)
+    messages.print(
+        Text(
+            f"watch it: remember dashboard, or optuna-dashboard {place.shown_storage_url} "
+            f"--artifact-dir {place.artifacts}",
+            style="dim",
+        ),
+        soft_wrap=True,
+    )
+    if len(posts) > 1:
+        _run_crew(spec, place, posts)
+        return
     stored = read_stored(place)
     ended = 0 if stored is None else stored.ended_trials
-    with (
-        _stop_signal() as stop,
-        LiveView(messages, trials=spec.trials, ended=ended) as view,
-    ):
+    with stop_signal() as stop, LiveView(messages, trials=spec.trials, ended=ended) as view:
         is_finished = run_study(
-            spec, place, view, should_stop=lambda: stop.code is not None, announce=view.announce
+            spec,
+            place,
+            view,
+            should_stop=stop,
+            announce=view.announce,
+            post=None if workers is None and devices is None else Post(engine=posts[0]),
         )
     if not is_finished:
-        assert stop.code is not None
-        messages.print("every running trial is saved; run the same command again to go on")
-        raise Interrupted(stop.code)
+        _end_stopped(stop)
 
 
-@dataclass(slots=True)
-class _Stop:
-    """Which signal asked for a stop, as an exit code."""
+def _run_crew(spec: StudySpec, place: Place, posts: Sequence[EngineSpec]) -> None:
+    """Run a process for every post, and show how they stand.
 
-    code: int | None = None
+    Raises:
+        Interrupted: If they were stopped, once all have saved their trials.
+        NothingUsable: If the model knows every fact already.
+        CrewFailed: If no worker came to the end of the study.
+    """
+    with (
+        closing(Onlooker(place)) as onlooker,
+        stop_signal() as stop,
+        CrewView(messages, onlooker) as view,
+    ):
+        crew = Crew(spec=spec, posts=posts, is_prepared=onlooker.sees_trials, say=view.say)
+        code = crew.run(stop, view.look)
+    if stop():
+        _end_stopped(stop)
+    if code == NOTHING_USABLE:
+        raise NothingUsable("the workers found nothing to do; their own words above say why")
+    if code:
+        raise CrewFailed(code)
 
 
-@contextmanager
-def _stop_signal() -> Iterator[_Stop]:
-    """During it the first Ctrl-C or SIGTERM asks for a clean stop, the second stops at once."""
-    stop = _Stop()
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if stop.code is not None:
-            raise Interrupted(128 + number)
-        stop.code = 128 + number
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _end_stopped(stop: StopRequest) -> None:
+    assert stop.code is not None
+    messages.print("every running trial is saved; run the same command again to go on")
+    raise Interrupted(stop.code)

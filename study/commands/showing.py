@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.live import Live
 from rich.text import Text
 
 from analysis.examples import Example, choose_examples, pair_verdicts
 from analysis.findings import Findings
 from analysis.points import Point
+from analysis.status_table import show_status
 from analysis.tables import show_studies, show_trial
 from storage.database import StudyStorage
 from storage.reader import list_studies, read_verdicts
@@ -30,7 +33,10 @@ from study.commands.application import (
 from study.commands.running import describe, write_study_report
 from study.place import Place, find_place, open_place
 from study.spec import ConfigurationError, load_spec
+from study.standing import standing_in
 from study.stored import find_in
+
+_WATCHING_SECONDS = 2.0
 
 TrialArgument = Annotated[int, typer.Argument(help="Number of the trial.")]
 
@@ -105,10 +111,19 @@ def status(
     storage: StorageOption = None,
     name: NameOption = None,
     out: OutOption = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Go on showing the study's workers and trials until none is at it."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the studies of a database, or tell how one stands with --name."""
+    """List the studies of a database, or tell how one stands with --name or --watch."""
     with opened_study(storage, name, out) as (opened, place):
+        if watch:
+            _watch(opened, place)
+            return
         if as_json:
             results.print_json(json.dumps(describe(find_in(opened, place), place)))
             return
@@ -117,6 +132,21 @@ def status(
         if name is not None:
             findings = find_in(opened, place)
             results.print(Text(findings.conclusion.sentence), soft_wrap=True)
+            results.print(show_status(standing_in(opened, place.name)))
+
+
+def _watch(storage: StudyStorage, place: Place) -> None:
+    """Show a study's workers every few seconds, on a terminal in place, until none is there."""
+    with Live(console=results, auto_refresh=False) if results.is_terminal else nullcontext() as at:
+        while True:
+            status = standing_in(storage, place.name)
+            if at is None:
+                results.print(show_status(status))
+            else:
+                at.update(show_status(status), refresh=True)
+            if not status.workers:
+                return
+            time.sleep(_WATCHING_SECONDS)
 
 
 @application.command()

@@ -122,7 +122,19 @@ _GOOD = ",".join(HEADER) + "\n"
             _GOOD + "Q,A,A,yes\nQ,A,A,corect\n",
             ("line 3: verdict: 'corect' is not allowed", "did you mean 'correct'?"),
         ),
-        ("word.csv", _GOOD + "Q,A,A,\n", ("verdict: '' is not allowed", "not_attempted")),
+        (
+            "open.csv",
+            _GOOD + "Q,A,A,yes\nQ,A,A,\nQ,A,A,no\nQ,A,A, \n",
+            ("verdict: 2 of 4 rows have none, the first at line 3", "not_attempted", "delete"),
+        ),
+        (
+            "open.jsonl",
+            '{"question": "Q", "expected": "A", "answer": "A", "verdict": null}\n'
+            '{"question": "Q", "expected": "A", "answer": "A", "verdict": ""}\n',
+            ("verdict: 2 of 2 rows have none, the first at line 1",),
+        ),
+        # Another mistake is told first: it is one in a row that somebody has filled in.
+        ("both.csv", _GOOD + "Q,A,A,\nQ,A,A,maybe\n", ("line 3: verdict: 'maybe' is not",)),
         ("half.jsonl", '{"question": \n', ("line 1", "not JSON", "one object per line")),
         ("list.jsonl", "\n[1]\n", ("line 2", "[1] is not an object")),
         ("key.jsonl", '{"question": "Q"}', ("line 1", "expected: it is missing", "every answer")),
@@ -190,7 +202,8 @@ def test_any_texts_survive_a_csv(
     tmp_path_factory: pytest.TempPathFactory, texts: list[tuple[str, str]]
 ) -> None:
     written = io.StringIO()
-    rows = [(f"Q{question}", "A", answer, "1") for question, answer in texts]
+    # What begins like a guarded formula is read without its guard: tests/data/test_label_sheets.py
+    rows = [(f"Q{question}", "A", f"A{answer}", "1") for question, answer in texts]
     csv.writer(written).writerows([HEADER, *rows])
     path = tmp_path_factory.mktemp("labels") / "labels.csv"
     path.write_text(written.getvalue(), encoding="utf-8", newline="")

@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 import torch
+from torch import nn
 
 from data.facts import Fact
 from data.measurements import NOT_MEASURED, Answer, Estimate, Floor, Verdict
@@ -48,6 +49,7 @@ class WordCounter:
 
     context_tokens: int = 512
     name: str = "counter"
+    model: nn.Module = field(default_factory=nn.Identity)
 
     def encode_prompt(self, text: str) -> list[str]:
         return text.split()

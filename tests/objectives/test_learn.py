@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import fmean
 
@@ -15,8 +15,9 @@ from data.scenarios import Scenario
 from data.scoring import score_recall
 from data.world_facts import load_known_facts, load_probes
 from objectives.answers.generate import generate
-from objectives.answers.request import Request
+from objectives.answers.request import AskingStopped, Request
 from objectives.bank.export import export_adapter
+from objectives.floors import measure_floors
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning, Measured, Turn
 from objectives.models.base import BaseModel
@@ -264,3 +265,115 @@ def test_of_several_answers_to_a_prompt_each_counts(learning: Learning) -> None:
     mean = several.measurement.recall.value
     assert mean == pytest.approx(fmean(shares))
     assert mean != max(shares)
+
+
+class Bell:
+    """Says "stop" from one of its askings on; counts them."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.stops_at: float = float("inf")
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.asked >= self.stops_at
+
+    def count(self, work: Callable[[], object]) -> int:
+        """Return how often it is asked during some work."""
+        self.asked, self.stops_at = 0, float("inf")
+        work()
+        return self.asked
+
+    def ring_at(self, number: int) -> None:
+        self.asked, self.stops_at = 0, number
+
+
+@pytest.fixture(scope="module")
+def bell() -> Bell:
+    return Bell()
+
+
+@pytest.fixture(scope="module")
+def stoppable_learning(pocket: BaseModel, scenario: Scenario, bell: Bell) -> Learning:
+    learning = Learning(pocket, scenario, judge=Matcher(), slots=2, max_rank=8, should_stop=bell)
+    train(learning, RECIPE, replace(RECIPE, target_modules="mlp", rank=2, epochs=3))
+    return learning
+
+
+BEAMS = Sampling(name="beams", num_beams=2, do_sample=False, max_new_tokens=6)
+CONTRASTIVE = Sampling(
+    name="contrastive", penalty_alpha=0.6, top_k=4, do_sample=False, max_new_tokens=6
+)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda learning: learning.measure(
+            [
+                Turn(slot=0, noise_seed=5, samplings=(WARM,)),
+                Turn(slot=1, noise_seed=6, samplings=(BEAMS, CONTRASTIVE)),
+            ]
+        ),
+        lambda learning: learning.measure_everything(0, sampling=WARM),
+        lambda learning: learning.measure_samplings(1, [WARM], noise_seed=1),
+    ],
+    ids=["a rung", "everything", "samplings"],
+)
+def test_asking_can_be_stopped_before_any_pass_and_repeated(
+    stoppable_learning: Learning,
+    bell: Bell,
+    pocket: BaseModel,
+    measure: Callable[[Learning], object],
+) -> None:
+    bank = stoppable_learning.bank
+    passes: list[int] = []
+    undisturbed: list[object] = []
+    counter = pocket.model.register_forward_hook(lambda *_: passes.append(bell.asked))
+    asked = bell.count(lambda: undisturbed.append(measure(stoppable_learning)))
+    counter.remove()
+    assert len(set(passes)) == len(passes), "it is asked before every pass"
+    assert 10 < len(passes) < asked, "and where nothing is left but to judge"
+    before = [bank.snapshot(slot) for slot in range(2)]
+    hooks = count_hooks(pocket)  # transformers itself leaves some where hidden states are read
+    for number in (1, 2, asked // 3, asked // 2, asked - 1, asked):
+        bell.ring_at(number)
+        with pytest.raises(AskingStopped):
+            measure(stoppable_learning)
+        assert bell.asked == number, "nothing goes on after it"
+        assert count_hooks(pocket) == hooks
+        assert pocket.model.config._attn_implementation == "sdpa"
+    for slot, state in enumerate(before):
+        after = bank.snapshot(slot)
+        assert after.counters == state.counters
+        for field in ("weights", "first_moments", "second_moments"):
+            assert torch.equal(getattr(after, field), getattr(state, field))
+    again: list[object] = []
+    bell.count(lambda: again.append(measure(stoppable_learning)))
+    assert again == undisturbed
+
+
+def count_hooks(base: BaseModel) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in base.model.modules())
+
+
+def test_the_first_questions_to_the_base_can_be_stopped(
+    pocket: BaseModel, scenario: Scenario
+) -> None:
+    bell = Bell()
+    bell.ring_at(3)
+    with pytest.raises(AskingStopped):
+        Learning(pocket, scenario, judge=Matcher(), slots=1, max_rank=4, should_stop=bell)
+    assert bell.asked == 3
+
+
+def test_a_comparison_with_facts_in_the_prompt_can_be_stopped(
+    pocket: BaseModel, scenario: Scenario
+) -> None:
+    facts = scenario.facts[:1]
+    bell = Bell()
+    asked = bell.count(lambda: measure_floors(pocket, facts, judge=Matcher(), should_stop=bell))
+    bell.ring_at(asked)
+    with pytest.raises(AskingStopped):
+        measure_floors(pocket, facts, judge=Matcher(), should_stop=bell)
+    assert bell.asked == asked > 3

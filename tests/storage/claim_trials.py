@@ -1,7 +1,8 @@
-"""One of several workers of a test: opens a database, pops enqueued trials and claims leases.
+"""One of several workers of a test: opens databases, pops enqueued trials and claims leases.
 
-Arguments: the database's URL, a folder in which each worker says that it is ready, and the number
-of workers to wait for. Prints a JSON object: numbers popped, and leases won of 40 offered to all.
+Arguments: a folder in which each worker says that it is ready, the number of workers to wait for,
+and the URLs of the databases, one after the other. Prints a JSON object a line for each: numbers
+popped, and leases won of 40 offered to all.
 """
 
 from __future__ import annotations
@@ -31,10 +32,8 @@ def wait_for_all(folder: Path, stage: str, workers: int) -> None:
         time.sleep(0.005)
 
 
-def main() -> None:
+def race(url: str, folder: Path, workers: int) -> dict[str, list[int]]:
     """Race the other workers through every step that only one of them may win."""
-    url, folder, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     wait_for_all(folder, "open", workers)
     storage = open_storage(url)
     wait_for_all(folder, "create", workers)
@@ -59,7 +58,17 @@ def main() -> None:
     ]
     wait_for_all(folder, "end", workers)  # an owner that had ended would lose its leases
     storage.close()
-    print(json.dumps({"popped": popped, "claimed": claimed}))
+    return {"popped": popped, "claimed": claimed}
+
+
+def main() -> None:
+    """Race through one database after the other."""
+    folder, workers, urls = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for index, url in enumerate(urls):
+        stages = folder / str(index)
+        stages.mkdir(exist_ok=True)
+        print(json.dumps(race(url, stages, workers)))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,19 +12,35 @@ from storage.deletion import delete_study
 from storage.leases import Lease, LeaseBook, describe_this_process
 from storage.reader import list_studies
 from storage.recorder import Recorder
+from tests.storage.postgresql_server import fresh_database, running_postgresql
 
-# A server's database joins the contract when its URL is given; its studies are deleted again.
-_SERVERS = [os.environ["TEST_DB_URL"]] if "TEST_DB_URL" in os.environ else []
+KINDS = ["sqlite", "server"]
 
 
-@pytest.fixture(
-    scope="module", params=["sqlite", *_SERVERS], ids=lambda url: str(url).split(":")[0]
-)
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """Return the URL of a database server, on which every test makes its own databases."""
+    with running_postgresql() as url:
+        yield url
+
+
+@pytest.fixture(params=KINDS)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URL of an empty database of every kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/study.db"
+    return fresh_database(request.getfixturevalue("server_url"))
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def _opened_storage(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StudyStorage]:
-    file = tmp_path_factory.mktemp("storage") / "study.db"
-    opened = open_storage(f"sqlite:///{file}" if request.param == "sqlite" else request.param)
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('storage')}/study.db"
+    else:
+        url = fresh_database(request.getfixturevalue("server_url"))
+    opened = open_storage(url)
     yield opened
     opened.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import sqlite3
 import subprocess
 import sys
@@ -14,19 +15,18 @@ from pathlib import Path
 import optuna
 import pytest
 from sqlalchemy import Dialect, inspect, make_url, text
+from sqlalchemy.dialects import registry
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.schema import CreateTable
 
-from storage.database import (
-    REMEMBER_SCHEMA_VERSION,
-    StorageError,
-    StudyStorage,
-    open_storage,
-    show_url,
-    sqlite_file,
-)
+from storage.database import StorageError, StudyStorage, holds_studies, open_storage
 from storage.tables import Row, database_seconds
+from tests.storage.postgresql_server import fresh_database
 
-DIALECTS = [make_url(f"{name}://").get_dialect()() for name in ("postgresql", "mysql")]
+DIALECTS = [
+    make_url(f"{name}://").get_dialect()()
+    for name in ("postgresql+psycopg", "mysql", "mssql", "oracle")
+]
 
 
 def copy_by_pickle(storage: StudyStorage) -> StudyStorage:
@@ -67,7 +67,13 @@ class TestTables:
 
     @pytest.mark.parametrize(
         ("dialect", "function"),
-        list(zip(DIALECTS, ["clock_timestamp", "NOW(6)"], strict=True)),
+        list(
+            zip(
+                DIALECTS,
+                ["clock_timestamp", "NOW(6)", "SYSUTCDATETIME", "SYSTIMESTAMP"],
+                strict=True,
+            )
+        ),
     )
     def test_time_is_that_of_the_server(self, dialect: Dialect, function: str) -> None:
         assert function in str(database_seconds().compile(dialect=dialect))
@@ -117,25 +123,15 @@ class TestSqlite:
         storage.close()
 
 
-class TestUrls:
-    def test_they_are_shown_without_passwords(self) -> None:
-        assert show_url("mysql://ada:secret@host/study?x=y") == "mysql://ada:***@host/study"
-
-    def test_only_those_of_sqlite_name_a_file(self) -> None:
-        assert sqlite_file("sqlite:///runs/study.db") == Path("runs/study.db")
-        assert sqlite_file("sqlite://") is None
-        assert sqlite_file("mysql://host/study") is None
-
-
 class TestSeveralProcesses:
-    def test_four_on_an_empty_database_share_its_trials_without_a_duplicate(
-        self, tmp_path: Path
-    ) -> None:
+    def race(self, urls: list[str], folder: Path) -> None:
+        """Let four processes claim trials in each of these empty databases, all at once."""
+        (folder / "ready").mkdir()
         script = Path(__file__).with_name("claim_trials.py")
-        (tmp_path / "ready").mkdir()
+        command = [sys.executable, str(script), str(folder / "ready")]
         workers = [
             subprocess.Popen(
-                [sys.executable, script, f"sqlite:///{tmp_path}/s.db", tmp_path / "ready", "4"],
+                [*command, "4", *urls],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdout=subprocess.PIPE,
                 text=True,
@@ -144,9 +140,32 @@ class TestSeveralProcesses:
         ]
         outputs = [worker.communicate()[0] for worker in workers]
         assert [worker.returncode for worker in workers] == [0, 0, 0, 0]
-        results = [json.loads(output) for output in outputs]
-        for what in ("popped", "claimed"):
-            assert sorted(n for result in results for n in result[what]) == list(range(40))
+        for results in zip(
+            *(map(json.loads, output.splitlines()) for output in outputs), strict=True
+        ):
+            for what in ("popped", "claimed"):
+                assert sorted(n for result in results for n in result[what]) == list(range(40))
+        assert [len(output.splitlines()) for output in outputs] == [len(urls)] * 4
+
+    def test_four_on_an_empty_file_share_its_trials_without_a_duplicate(
+        self, tmp_path: Path
+    ) -> None:
+        self.race([f"sqlite:///{tmp_path}/{n}.db" for n in range(2)], tmp_path)
+
+    def test_four_on_an_empty_server_share_its_trials_without_a_duplicate(
+        self, server_url: str, tmp_path: Path
+    ) -> None:
+        self.race([fresh_database(server_url) for _ in range(2)], tmp_path)
+
+    @pytest.mark.slow
+    def test_four_start_twenty_times_on_empty_files(self, tmp_path: Path) -> None:
+        self.race([f"sqlite:///{tmp_path}/{n}.db" for n in range(20)], tmp_path)
+
+    @pytest.mark.slow
+    def test_four_start_twenty_times_on_empty_databases_of_a_server(
+        self, server_url: str, tmp_path: Path
+    ) -> None:
+        self.race([fresh_database(server_url) for _ in range(20)], tmp_path)
 
 
 class TestBadInput:
@@ -201,6 +220,29 @@ class TestBadInput:
         with pytest.raises(StorageError, match=r"needs a driver that is missing .*pg8000"):
             open_storage("postgresql+pg8000://host/study")
 
+    @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+    def test_a_missing_psycopg_is_told_how_to_be_installed(
+        self, scheme: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "psycopg", None)
+        remedy = re.escape('pip install "remember-me[postgresql]"')
+        for use in (open_storage, holds_studies):
+            with pytest.raises(StorageError, match=rf"missing \(.*psycopg.*\); {remedy}"):
+                use(f"{scheme}://ada:secret@host/study")
+
+    def test_a_server_that_cannot_be_reached_is_named_without_waiting_for_it(self) -> None:
+        url = "postgresql://ada:secret@localhost:1/study"
+        with pytest.raises(StorageError, match=r"localhost:1/study cannot be opened: conn.*"):
+            open_storage(url)
+
+    def test_a_kind_of_database_whose_clock_is_unknown_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(DefaultDialect, "name", "acme")
+        monkeypatch.setattr(registry, "impls", {**registry.impls, "acme": lambda: DefaultDialect})
+        with pytest.raises(StorageError, match="how to ask acme for the time is not known"):
+            open_storage("acme://host/study")
+
     def test_an_unknown_driver_is_named(self) -> None:
         with pytest.raises(StorageError, match=r"cannot be opened: .*nonsense"):
             open_storage("sqlite+nonsense:///study.db")
@@ -231,26 +273,3 @@ class TestBadInput:
             with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
                 connection.execute("UPDATE alembic_version SET version_num = 'v3.2.0.a'")
                 connection.commit()
-
-    def test_tables_of_a_newer_remember_are_refused(self, tmp_path: Path) -> None:
-        url = f"sqlite:///{tmp_path}/study.db"
-        open_storage(url).close()
-        with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
-            connection.execute("UPDATE remember_schema SET version = 99")
-            connection.commit()
-        known = f"this one knows {REMEMBER_SCHEMA_VERSION}"
-        with pytest.raises(StorageError, match=rf"newer remember-me \(schema 99, {known}\)"):
-            open_storage(url)
-
-    def test_tables_of_an_older_remember_are_completed(self, tmp_path: Path) -> None:
-        url = f"sqlite:///{tmp_path}/study.db"
-        open_storage(url).close()
-        with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
-            connection.execute("UPDATE remember_schema SET version = 1")
-            connection.execute("DROP TABLE remember_floors")
-            connection.commit()
-        open_storage(url).close()
-        with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
-            versions = connection.execute("SELECT version FROM remember_schema").fetchall()
-            floors = connection.execute("SELECT * FROM remember_floors").fetchall()
-        assert (versions, floors) == ([(REMEMBER_SCHEMA_VERSION,)], [])

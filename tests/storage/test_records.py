@@ -395,6 +395,14 @@ class TestVerdicts:
     def test_an_unknown_measurement_has_none(self, storage: StudyStorage) -> None:
         assert read_verdicts(storage, 12_345) == ()
 
+    def test_a_character_that_not_every_database_holds_is_replaced(
+        self, storage: StudyStorage, recorder: Recorder
+    ) -> None:
+        measurement = recorder.record_measurement(
+            None, measured(0), [judged("Li\x00ma")], purpose="base"
+        )
+        assert read_verdicts(storage, measurement) == (judged("Li\ufffdma"),)
+
     epochs = itertools.count()
     # Databases of servers know no NUL, and text that came from bytes holds no lone surrogate.
     texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from storage.database import StudyStorage, open_storage
 from storage.recorder import Recorder
 from storage.records import Ending
 from study.adapter_shelf import AdapterShelf
+from study.assigning import Bounds
 from study.goal import Goal
 from study.optuna_pruning import OptunaPrunerName, make_optuna_pruner
+from study.presence import LEASE_SECONDS, Presence
 from study.pruning import Rungs, SuccessiveHalving
 from study.sampler import SeededSampler
 from study.watching import Effort, RunningTrial
@@ -59,10 +61,14 @@ class Notes:
     measured: list[tuple[int, Measurement]] = field(default_factory=list)
     steps: int = 0
     stopped: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     efforts: list[Effort] = field(default_factory=list)
 
     def trial_started(self, number: int, recipe: Recipe, *, resumed: bool) -> None:
         self.started.append((number, resumed))
+
+    def warned(self, problem: str) -> None:
+        self.warnings.append(problem)
 
     def stopped_early(self, reason: str) -> None:
         self.stopped.append(reason)
@@ -165,7 +171,7 @@ def learnings(pocket: BaseModel, scenario: Scenario) -> dict[int, Learning]:
 def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning]) -> SitDown:
     """Return what opens the study's database and puts a worker before it.
 
-    What it does not know goes to the worker's settings.
+    What it does not know goes to the worker's bounds or settings.
     """
 
     @contextmanager
@@ -182,12 +188,19 @@ def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning])
         first_rung_tokens: int = 180,
         goal: Goal = GOAL,
         optuna_pruner: OptunaPrunerName = "none",
+        lease_seconds: float = LEASE_SECONDS,
+        sign_seconds: float | None = None,
         **more: Any,
     ) -> Iterator[Sitting]:
+        names = {each.name for each in fields(Bounds)}
+        bounds = {name: more.pop(name) for name in names & more.keys()}
         home = tmp_path / folder
         home.mkdir(exist_ok=True)
         pruner = SuccessiveHalving(reference=REFERENCE, reduction=2, minimum_entries=2)
-        with closing(open_storage(f"sqlite:///{home / 'study.db'}")) as storage:
+        with (
+            closing(open_storage(f"sqlite:///{home / 'study.db'}")) as storage,
+            ExitStack() as stack,
+        ):
             recorder, learning, notes = Recorder(storage, STUDY), learnings[slots], Notes()
             recorder.create_study_record(config="", fingerprint={}, slots=slots, seed=seed)
             recorder.record_measurement(
@@ -201,10 +214,21 @@ def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning])
                 pruner=make_optuna_pruner(optuna_pruner, reduction=2, minimum=1),
                 load_if_exists=True,
             )
+            presence = stack.enter_context(
+                Presence(
+                    storage,
+                    recorder,
+                    STUDY,
+                    device="cpu",
+                    slots=slots,
+                    lease_seconds=lease_seconds,
+                    sign_seconds=sign_seconds,
+                )
+            )
             worker = Worker(
                 settings=WorkerSettings(
                     study=STUDY,
-                    trials=trials,
+                    bounds=Bounds(trials=trials, **bounds),
                     seed=seed,
                     space=space,
                     samplings=SamplingSpace(presets=presets),
@@ -221,6 +245,7 @@ def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning])
                 storage=storage,
                 learning=learning,
                 recorder=recorder,
+                presence=presence,
                 shelf=AdapterShelf(storage, recorder, STUDY, home / "adapters", REFERENCE),
                 watcher=notes,
                 should_stop=lambda: (

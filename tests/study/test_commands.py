@@ -139,7 +139,7 @@ def test_study_files_that_cannot_be_used(
         (["--out", "x" * 300], ("out: 'xxx", "name another with --out")),
         (["--storage", "sqlite:///taken"], ("taken is not a SQLite database", "another name")),
         (["--storage", "sqlite:///no/where.db"], ("no", "does not exist; create it")),
-        (["--storage", "oracle://x/y"], ("'oracle' is not a supported", "sqlite")),
+        (["--storage", "redis://x/y"], ("'redis'", "sqlite")),
         (["--storage", "nonsense"], ("not a database URL", "sqlite:///PATH")),
     ],
 )

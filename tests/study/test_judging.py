@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from storage.reader import read_agreements, read_rejudged, read_study, read_verd
 from study import judge_making
 from study.commands import judging
 from study.commands.application import run_application
+from study.spec import JudgeSpec
 from tests.study.tiny_study import FACTS, STUDY_FILE
 
 SHORTER = STUDY_FILE.replace("trials = 3", "trials = 2\nconfirming_seeds = 0")
@@ -162,6 +163,10 @@ def test_what_an_answer_says_does_not_act_on_the_terminal(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["sheet", "new.csv"], "there is no database"),
+        (["sheet", "new.toml"], "name a file that ends in .csv, .tsv, .jsonl"),
+        (["sheet", "labels.csv"], "overwrite it with --force"),
+        (["sheet", ".csv"], "the ending of '.csv' is not known"),
         (["check", "none.csv"], "no such file"),
         (["check", "labels.csv", "--judge", "macher"], "did you mean 'matcher'?"),
         (["check", "labels.csv", "--storage", "sqlite:///x.db"], "name: it is missing"),
@@ -263,6 +268,8 @@ def test_a_finished_study_is_judged_again_and_its_judge_checked(
     assert (first.labelled, first.of_study.judged) == (200, 0)
     assert second.agreement == second.of_study
 
+    check_sheets(capsys, stored, url)
+
     # Another judge's agreement corrects nothing that the matcher judged.
     _, checked = run_json(
         capsys, "judge", "check", "labels.csv", "--name", "tiny", "--judge", "contrary"
@@ -270,3 +277,78 @@ def test_a_finished_study_is_judged_again_and_its_judge_checked(
     assert checked["corrected"] == []
     assert run_application(["judge", "check", "labels.csv", "--name", "nobody"]) == 2
     assert "there is none called 'nobody'; there are: tiny" in capsys.readouterr().err
+
+
+def check_sheets(
+    capsys: pytest.CaptureFixture[str], stored: Mapping[int, Sequence[Verdict]], url: str
+) -> None:
+    """Check the sheets of a finished study; `stored` are its verdicts by measurement."""
+    label_of = {
+        (verdict.answer.prompt.question, verdict.answer.text): verdict.label
+        for verdicts in stored.values()
+        for verdict in verdicts
+        if verdict.answer.prompt.phrasing != "probe"
+    }
+    arguments = ["judge", "sheet", "sheets/some.csv", "--answers", "12"]
+    assert run_application([*arguments, "--storage", url]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "sheets/some.csv: 12 answers of study 'tiny', no verdicts. Correcting recall takes 200"
+        in said
+    )
+    assert said.endswith(f"remember judge check sheets/some.csv --name tiny --storage {url}")
+    text = Path("sheets/some.csv").read_text(encoding="utf-8")
+    header, *rows = csv.reader(io.StringIO(text))
+    assert tuple(header) == HEADER
+    assert len(rows) == 12
+    labels = [label_of[question, answer] for question, _, answer, _ in rows]
+    assert 0 < labels.count("correct") < 12
+    assert {verdict for *_, verdict in rows} == {""}
+
+    # What is there stays, unless it is told otherwise; the same seed writes the same.
+    filled = text.replace(",\n", ",yes\n")
+    Path("sheets/some.csv").write_text(filled, encoding="utf-8")
+    assert run_application(arguments) == 2
+    assert "'sheets/some.csv' is there already" in " ".join(capsys.readouterr().err.split())
+    assert Path("sheets/some.csv").read_text(encoding="utf-8") == filled
+    assert run_application([*arguments, "--force"]) == 0
+    assert Path("sheets/some.csv").read_text(encoding="utf-8") == text
+    assert run_application([*arguments, "--force", "--seed", "1"]) == 0
+    assert Path("sheets/some.csv").read_text(encoding="utf-8") != text
+    assert [path.name for path in Path("sheets").iterdir()] == ["some.csv"]
+    capsys.readouterr()
+
+    # All there are, filled in half and then wholly.
+    assert run_application(["judge", "sheet", "all.jsonl", "--answers", "9999"]) == 0
+    assert "there are no more that differ" in " ".join(capsys.readouterr().out.split())
+    lines = [json.loads(line) for line in Path("all.jsonl").read_text("utf-8").splitlines()]
+    for line in lines[1:]:
+        line["verdict"] = label_of[line["question"], line["answer"]]
+    write_lines(lines)
+    assert run_application(["judge", "check", "all.jsonl", "--name", "tiny"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"verdict: 1 of {len(lines)} rows have none, the first at line 1" in said
+    lines[0]["verdict"] = label_of[lines[0]["question"], lines[0]["answer"]]
+    write_lines(lines)
+    code, checked = run_json(capsys, "judge", "check", "all.jsonl", "--name", "tiny")
+    assert code == 0
+    assert checked["of_study"]["judged"] == len(lines) == checked["judged"]
+    assert checked["disagreements"] == []
+
+
+def write_lines(lines: Sequence[object]) -> None:
+    Path("all.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("judge", "flags"),
+    [
+        (JudgeSpec(), []),
+        (JudgeSpec(kind="model", model="some/model"), ["--judge", "model:some/model"]),
+        (JudgeSpec(kind="cascade", model="a b"), ["--judge", "cascade:a b"]),
+        (JudgeSpec(kind="cascade"), ["--judge", "STUDY.toml"]),
+    ],
+    ids=["matcher", "model", "cascade", "server"],
+)
+def test_the_next_command_names_the_studys_judge(judge: JudgeSpec, flags: list[str]) -> None:
+    assert judging._judge_flags(judge) == flags

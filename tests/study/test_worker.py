@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,19 +15,22 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analysis.costs import add_costs
 from data.measurements import Answer, Verdict
+from objectives.answers.request import AskingStopped
 from objectives.judges.base import JudgeUnreachable
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning, Measured, Turn
 from search_spaces.recipe_space import RecipeSpace, suggest_recipe
 from storage.leases import LeaseBook
-from storage.reader import read_study, read_verdicts
+from storage.reader import count_ended_epochs, read_study, read_verdicts
 from storage.records import StudyRecord
 from study import worker as worker_module
+from study.assigning import TooManyFailures
 from study.budget import Budget
 from study.goal import Goal
 from study.pruning import Decision, SuccessiveHalving
 from study.rung_vectors import RungVector
 from study.stopping import is_flat
+from study.worker import DiskProblem
 
 SitDown = Callable[..., AbstractContextManager[Any]]
 STUDY = "tiny"
@@ -221,17 +225,18 @@ class _Killed(BaseException):
     """Ends a worker as a kill does: nothing is saved or given back."""
 
 
-def kill_at(method: str, call: int, patch: pytest.MonkeyPatch) -> None:
-    """Let a method of the worker kill it instead of doing its n-th call."""
+def kill_at(name: str, call: int, patch: pytest.MonkeyPatch) -> None:
+    """Let a method or a function of the worker kill it instead of doing its n-th call."""
     calls = iter(range(1, 1000))
-    original = getattr(worker_module.Worker, method)
+    place: Any = worker_module.Worker if name.startswith("_") else worker_module
+    original = getattr(place, name)
 
-    def kill(self: Any, *arguments: Any, **named: Any) -> Any:
+    def kill(*arguments: Any, **named: Any) -> Any:
         if next(calls) == call:
             raise _Killed
-        return original(self, *arguments, **named)
+        return original(*arguments, **named)
 
-    patch.setattr(worker_module.Worker, method, kill)
+    patch.setattr(place, name, kill)
 
 
 def prune_all_but_the_first(
@@ -250,13 +255,13 @@ def test_a_kill_between_any_two_writes_changes_nothing(
         attributes = [trial.user_attrs for trial in sitting.study.get_trials()]
         assert [trial.state for trial in read(sitting).trials][1:] == ["pruned", "pruned"]
     for method, call in (
-        ("_occupy", 1),  # asked, not recorded
+        ("_occupy", 1),  # asked and recorded, not begun
         ("_record", 2),  # measured, not recorded
         ("_decide", 1),  # recorded, not decided
         ("_end", 1),  # decided that it is complete, not ended
-        ("_tell", 1),  # ended, not told
+        ("tell_trial", 1),  # ended, not told
         ("_end", 1),  # decided to prune, not ended
-        ("_tell", 2),  # told, and then another ended, not told
+        ("tell_trial", 2),  # told, and then another ended, not told
     ):
         with (
             sit_down(trials=3, slots=1, first_rung_tokens=80, folder="killed") as sitting,
@@ -310,7 +315,7 @@ def test_a_trial_whose_loss_is_not_a_number_fails_and_its_neighbour_does_not(
     with sit_down(trials=2, prune=False, folder="alone") as sitting:
         assert sitting.run()
         expected = outcome(sitting)[1]
-    monkeypatch.setattr("study.worker.suggest_recipe", diverge)
+    monkeypatch.setattr("study.assigning.suggest_recipe", diverge)
     with sit_down(trials=2, prune=False) as sitting:
         assert sitting.run()
         failed, neighbour = read(sitting).trials
@@ -322,43 +327,164 @@ def test_a_trial_whose_loss_is_not_a_number_fails_and_its_neighbour_does_not(
         assert outcome(sitting)[1] == expected
 
 
-def test_a_study_outlives_its_leases_while_it_is_suspended(
-    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker_module, "LEASE_SECONDS", 0.2)
-    with sit_down(trials=2) as sitting:
+def test_a_study_outlives_its_leases_while_it_is_suspended(sit_down: SitDown) -> None:
+    with sit_down(trials=2, lease_seconds=0.5, sign_seconds=3600) as sitting:
         suspended = _MeasuresAfter(sitting.worker.learning, _outlast_a_lease)
         sitting.worker.learning = suspended
         assert sitting.run()
         assert all(trial.state != "running" for trial in read(sitting).trials)
 
 
-def test_a_trial_that_another_worker_took_over_is_left_to_it(
-    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_measures_for_longer_than_a_lease_keeps_its_trials(
+    sit_down: SitDown,
 ) -> None:
-    monkeypatch.setattr(worker_module, "LEASE_SECONDS", 0.2)
+    with sit_down(trials=2, lease_seconds=0.5, prune=False) as sitting:
+        offered: list[Any] = []
 
+        def offer_trial_0() -> None:
+            _outlast_a_lease()
+            book = LeaseBook(sitting.storage)
+            offered.append(book.acquire(STUDY, 0, owner="elsewhere:1:", seconds=600))
+
+        sitting.worker.learning = _MeasuresAfter(sitting.worker.learning, offer_trial_0)
+        assert sitting.run()
+        assert offered
+        assert not any(offered[:1])
+        assert [trial.state for trial in read(sitting).trials] == ["complete", "complete"]
+
+
+def test_a_trial_that_another_worker_took_over_is_left_to_it_until_that_one_is_gone(
+    sit_down: SitDown,
+) -> None:
     def take_over_trial_0() -> None:
-        _outlast_a_lease()
-        book = LeaseBook(sitting.storage)
         if not taken:
-            taken.append(book.acquire(STUDY, 0, owner="elsewhere:1:", seconds=600))
+            _outlast_a_lease()
+            book = LeaseBook(sitting.storage)
+            taken.append(book.acquire(STUDY, 0, owner="elsewhere:1:", seconds=2.5))
 
     taken: list[Any] = []
-    with sit_down(trials=3, prune=False) as sitting:
+    with sit_down(trials=3, prune=False, lease_seconds=0.5, sign_seconds=3600) as sitting:
         sitting.worker.learning = _MeasuresAfter(sitting.worker.learning, take_over_trial_0)
         assert sitting.run()
         assert taken != [None]
-        assert [trial.state for trial in read(sitting).trials] == [
-            "running",
-            "complete",
-            "complete",
+        assert [number for number, _, _ in sitting.notes.ended][-1] == 0
+        assert [resumed for number, resumed in sitting.notes.started if number == 0] == [
+            False,
+            True,
         ]
-        assert read(sitting).trials[0].measurements == ()
+        assert [trial.state for trial in read(sitting).trials] == ["complete"] * 3
+        identities = [
+            (kept.trial, kept.purpose, kept.measurement.epoch)
+            for trial in read(sitting).trials
+            for kept in trial.measurements
+        ]
+        assert len(set(identities)) == len(identities)
+
+
+def test_nothing_is_told_of_a_trial_that_was_lost_between_measuring_and_its_end(
+    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = worker_module.Worker._end
+    taken: list[Any] = []
+
+    def lose_and_end(self: Any, slot: int, *arguments: Any, **named: Any) -> None:
+        lease = self._occupants[slot].lease
+        if lease.trial == 0 and not taken:
+            self.presence.leases.release(lease)
+            book = LeaseBook(self.storage)
+            taken.append(book.acquire(STUDY, 0, owner="elsewhere:1:", seconds=2))
+        original(self, slot, *arguments, **named)
+        if lease.trial == 0 and len(taken) == 1:
+            (frozen,) = [t for t in self.study.get_trials() if t.number == 0]
+            taken.append((frozen.state, dict(frozen.user_attrs)))
+
+    monkeypatch.setattr(worker_module.Worker, "_end", lose_and_end)
+    with sit_down(trials=1, slots=1, prune=False) as sitting:
+        assert sitting.run()
+        assert taken[1] == (TrialState.RUNNING, {})
+        assert [trial.state for trial in read(sitting).trials] == ["complete"]
+
+
+def test_a_recipe_that_cannot_work_fails_with_its_reason_and_the_study_goes_on(
+    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Learning.begin
+
+    def refuse(self: Learning, slot: int, recipe: Any, *, seed: int) -> None:
+        if not refused:
+            refused.append(slot)
+            raise ValueError("target_modules: none of them is there")
+        original(self, slot, recipe, seed=seed)
+
+    refused: list[int] = []
+    monkeypatch.setattr(Learning, "begin", refuse)
+    with sit_down(trials=3) as sitting:
+        assert sitting.run()
+        failed, *others = read(sitting).trials
+        assert failed.state == "failed"
+        assert "none of them is there" in str(failed.reason)
+        assert sitting.study.trials[0].user_attrs["failure"] == failed.reason
+        assert all(trial.state in ("complete", "pruned") for trial in others)
+
+
+def test_failures_in_a_row_stop_a_study_and_it_goes_on_once_the_cause_is_mended(
+    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Learning, slot: int, recipe: Any, *, seed: int) -> None:
+        raise ValueError("the disk of the tokenizer is on fire")
+
+    with sit_down(trials=9, failures_in_a_row=3) as sitting, monkeypatch.context() as broken:
+        broken.setattr(Learning, "begin", refuse)
+        with pytest.raises(TooManyFailures, match=r"3 trials in a row .*on fire"):
+            sitting.run()
+        assert [trial.state for trial in read(sitting).trials] == ["failed"] * 3
+    with sit_down(trials=5, failures_in_a_row=3) as sitting:
+        assert sitting.run()
+        assert [trial.state == "failed" for trial in read(sitting).trials] == [
+            *[True] * 3,
+            *[False] * 2,
+        ]
+
+
+def test_a_stop_while_asking_saves_the_trials_and_nothing_is_asked_twice(
+    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sit_down(trials=3, folder="undisturbed") as sitting:
+        assert sitting.run()
+        expected = outcome(sitting)
+    with sit_down(trials=3) as sitting:
+
+        def stop() -> None:
+            raise AskingStopped
+
+        sitting.worker.learning = _MeasuresAfter(sitting.worker.learning, stop)
+        assert not sitting.run()
+        assert all(trial.state == "running" for trial in read(sitting).trials)
+    with sit_down(trials=3) as sitting:
+        assert sitting.run()
+        assert outcome(sitting) == expected
+
+
+def test_a_disk_without_room_ends_the_worker_with_a_message_and_loses_nothing(
+    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "checkpoint.safetensors")
+
+    with sit_down(trials=3, folder="undisturbed") as sitting:
+        assert sitting.run()
+        expected = outcome(sitting)
+    with sit_down(trials=3) as sitting, monkeypatch.context() as full:
+        full.setattr(worker_module, "save_checkpoint", fail)
+        with pytest.raises(DiskProblem, match=r"checkpoint\.safetensors cannot be written"):
+            sitting.run()
+    with sit_down(trials=3) as sitting:
+        assert sitting.run()
+        assert outcome(sitting) == expected
 
 
 def _outlast_a_lease() -> None:
-    time.sleep(0.3)
+    time.sleep(0.7)
 
 
 class _MeasuresAfter:
@@ -376,16 +502,19 @@ class _MeasuresAfter:
         return self._learning.measure(turns)
 
 
-def test_a_study_ends_with_its_budget_and_a_larger_one_lets_it_go_on(sit_down: SitDown) -> None:
+def test_a_budget_of_epochs_is_never_exceeded_and_a_larger_one_lets_the_study_go_on(
+    sit_down: SitDown,
+) -> None:
     with sit_down(trials=6, slots=1, folder="whole") as sitting:
         assert sitting.run()
-        expected, whole = outcome(sitting), add_costs(read(sitting)).total.trained_tokens
-    with sit_down(trials=6, slots=1, budget=Budget(epochs=5)) as sitting:
+        expected = outcome(sitting)
+    with sit_down(trials=6, slots=1, budget=Budget(epochs=9)) as sitting:
         assert sitting.run()
-        assert sitting.notes.stopped[0].startswith("the budget of 5 epochs is used up")
-        assert 0 < add_costs(read(sitting)).total.trained_tokens < whole
+        assert "the budget of 9 epochs has" in sitting.notes.stopped[0]
+        epochs = count_ended_epochs(sitting.storage, STUDY)
+        assert 9 - 4 < epochs <= 9  # a trial of this space takes at most 4
         steps = sitting.notes.steps
-    with sit_down(trials=6, slots=1, budget=Budget(epochs=5)) as sitting:
+    with sit_down(trials=6, slots=1, budget=Budget(epochs=9)) as sitting:
         assert sitting.run()  # nothing is left to do
         assert sitting.notes.steps == 0 < steps
     with sit_down(trials=6, slots=1, budget=Budget(epochs=1000)) as sitting:

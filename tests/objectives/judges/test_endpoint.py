@@ -17,6 +17,7 @@ import pytest
 from data.judge_config import EndpointConfig, JudgeConfig
 from data.judge_prompts import EXAMINER, GRADER, WORDINGS
 from data.measurements import Answer, Label
+from objectives.answers.request import AskingStopped
 from objectives.judges.base import Judge, JudgeError
 from objectives.judges.build import make_judge
 from objectives.judges.endpoint import Endpoint, EndpointJudge, read_verdict
@@ -348,6 +349,25 @@ def test_a_dawdling_server_is_left_after_the_time_out(
     assert time.monotonic() - started < 2.5
     assert len(server.requests) == 2
     assert "none within 0.1 s" in str(judge.unreachable_reason)
+
+
+def test_a_dawdling_server_is_not_waited_for_once_it_is_to_stop(
+    server: FakeServer, make_answer: MakeAnswer
+) -> None:
+    server.busy_seconds = 4.0
+    config = EndpointConfig(base_url=server.url, model="judge", timeout_seconds=60, concurrency=2)
+    # It is to stop once there is something to wait for.
+    judge = EndpointJudge(Endpoint(config, should_stop=lambda: len(server.requests) == 2))
+    answers = [make_answer(text) for text in ("a", "b", "c", "d")]
+    started = time.monotonic()
+
+    with pytest.raises(AskingStopped):
+        judge.judge(answers)
+
+    assert time.monotonic() - started < 3.5
+    assert len(server.requests) == 2
+    server.busy_seconds = 0.0
+    assert [verdict.label for verdict in judge.judge(answers)] == ["correct"] * 4
 
 
 def test_a_server_that_is_not_there_leaves_answers_unjudged(

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.judge_prompts import EXAMINER, GRADER, WORDINGS
 from data.measurements import Answer, Label
+from objectives.answers.request import AskingStopped
 from objectives.judges.base import Judge
 from objectives.judges.cascade import Cascade
 from objectives.judges.matcher import Matcher
@@ -200,6 +201,22 @@ def test_a_model_that_cannot_read_packed_rows_votes_alike(
         assert one is not None
         assert other is not None
         assert one.log_yes == pytest.approx(other.log_yes, abs=1e-4)
+
+
+def test_a_judge_is_stopped_between_two_passes(
+    letters: BaseModel, make_answer: MakeAnswer
+) -> None:
+    voter = _Voter(yes=0.9)
+    answers = [make_answer(f"answer {number}") for number in range(5)]
+    judge = ModelJudge(
+        letters, read=voter, rows_per_batch=2, should_stop=lambda: len(voter.read) > 3
+    )
+    with pytest.raises(AskingStopped):
+        judge.judge(answers)
+    assert len(voter.read) == 4
+    voter.read.clear()
+    judge = ModelJudge(letters, read=voter, rows_per_batch=2)
+    assert [verdict.label for verdict in judge.judge(answers)] == ["correct"] * 5
 
 
 def test_an_answer_whose_rubric_does_not_fit_is_unjudged(make_answer: MakeAnswer) -> None:

@@ -53,4 +53,5 @@ def test_the_cpu_allocators_message_counts() -> None:
         torch.empty(2**60)
     assert is_out_of_memory(refused.value)
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling it"))
     assert not is_out_of_memory(ValueError("not enough memory"))

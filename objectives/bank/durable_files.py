@@ -1,0 +1,118 @@
+"""Writes files so that a crash or a full disk leaves the old ones or the new ones, whole."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+MayReplace = AbstractContextManager[object]
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+# Of Linux's renameat2(2): paths that are not relative to an open folder, and to swap both names.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
+    """Write tensors to a file, and return once it is on the disk.
+
+    Raises:
+        OSError: If it cannot be written, for example because the disk is full.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        # It hides what the system said in a text.
+        said = _OS_ERROR.search(str(error))
+        if said is None:
+            raise
+        number = int(said[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Return once a file, or which names a folder has, is on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def unfinished_name(path: Path) -> Path:
+    """Return a name beside a path for what is still to be written there; a new one every time."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def put_file_in_place(
+    unfinished: Path, path: Path, *, may_replace: MayReplace | None = None
+) -> None:
+    """Rename a file that is on the disk to its name; what was there is replaced.
+
+    Args:
+        unfinished: The file.
+        path: Its name, in the same folder.
+        may_replace: Held while it is renamed and no longer; if entering raises, nothing has moved.
+    """
+    with may_replace or nullcontext():
+        unfinished.replace(path)
+    sync(path.parent)
+
+
+def put_folder_in_place(
+    unfinished: Path, folder: Path, *, may_replace: MayReplace | None = None
+) -> None:
+    """Rename a folder that is on the disk to its name; what was there is called `unfinished` then.
+
+    Args:
+        unfinished: The folder.
+        folder: Its name, in the same folder.
+        may_replace: Held while it is renamed and no longer; if entering raises, nothing has moved.
+    """
+    with may_replace or nullcontext():
+        if folder.exists():
+            _exchange(unfinished, folder)
+        else:
+            unfinished.rename(folder)
+    sync(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two files or folders take each other's names, at once where the system can."""
+    if _exchange_at_once(one, other):
+        return
+    # Elsewhere nothing has the name for a moment, and an error is undone.
+    aside = unfinished_name(other)
+    other.rename(aside)
+    try:
+        one.rename(other)
+    except BaseException:
+        aside.rename(other)
+        raise
+    aside.rename(one)
+
+
+def _exchange_at_once(one: Path, other: Path) -> bool:
+    """Return whether the names were swapped in one step; if not, nothing has moved."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux, or an old one
+        return False
+    if not rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system that cannot
+        return False
+    raise OSError(number, os.strerror(number), str(other))

@@ -1,0 +1,37 @@
+"""What a worker takes of its machine: memory and processor load."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineLoad:
+    """Memory that this process holds on its device, how much there is, and the machine's load.
+
+    `load` is the mean number of processes that wanted a core over the last minute; None where the
+    system does not tell.
+    """
+
+    memory_bytes: int
+    memory_limit_bytes: int
+    load: float | None
+
+
+def measure_load(device: torch.device) -> MachineLoad:
+    """Return what this process takes now; on a GPU its memory there, else the machine's."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        return MachineLoad(
+            memory_bytes=torch.cuda.memory_reserved(device), memory_limit_bytes=total, load=load
+        )
+    return MachineLoad(
+        memory_bytes=psutil.Process().memory_info().rss,
+        memory_limit_bytes=psutil.virtual_memory().total,
+        load=load,
+    )
