@@ -72,8 +72,9 @@ def owner_is_dead(owner: str) -> bool:
     It can for processes of this host: those of an earlier boot are gone, those of this boot are
     looked up. A process that another one has replaced under the same number counts as alive.
     """
-    host, pid, boot = owner.rsplit(":", 2)
-    if host != socket.gethostname() or os.name != "posix":
+    host, _, process = owner.partition(":")
+    pid, _, boot = process.partition(":")
+    if host != socket.gethostname() or os.name != "posix" or not pid.isdigit():
         return False
     kernel, _, processes = boot.partition("/")
     this_kernel, _, these_processes = _boot_id().partition("/")

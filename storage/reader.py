@@ -208,6 +208,7 @@ def read_sittings(storage: StudyStorage, name: str) -> tuple[SittingRecord, ...]
                 seen_at_seconds=row.seen_at_seconds,
                 ended_at_seconds=row.ended_at_seconds,
                 state=None if row.payload is None else _STATE.validate_json(row.payload),
+                versions=json.loads(row.versions or "{}"),
             )
             for row in rows
         )

@@ -278,34 +278,47 @@ class Recorder:
                 )
             )
 
-    def begin_sitting(self, *, owner: str, device: str, slots: int = 0) -> int:
+    def begin_sitting(
+        self,
+        *,
+        owner: str,
+        device: str,
+        slots: int = 0,
+        versions: Mapping[str, str] | None = None,
+    ) -> int:
         """Record that a worker begins, and return the sitting's id.
 
         Args:
             owner: The worker, as `describe_this_process` names it.
             device: What it trains on.
             slots: How many trials it runs at once.
+            versions: Of the packages that it runs on, by name.
 
         Raises:
             StudyNotFound: If the study has no record yet.
             StorageError: If a worker of another host uses this database, which is SQLite's.
         """
         # Made here, so that all attempts to write it mean one sitting.
-        return self._begin_sitting(uuid4().hex, owner=owner, device=device, slots=slots)
+        row = SittingRow(
+            study=self._study,
+            owner=owner,
+            device=device,
+            slots=slots,
+            versions=json.dumps(dict(versions or {}), sort_keys=True),
+            token=uuid4().hex,
+        )
+        return self._begin_sitting(row)
 
     @patient
-    def _begin_sitting(self, token: str, *, owner: str, device: str, slots: int) -> int:
+    def _begin_sitting(self, new: SittingRow) -> int:
         with self._begin(None) as session:
             recorded = session.scalar(
-                select(SittingRow.id).filter_by(study=self._study, token=token)
+                select(SittingRow.id).filter_by(study=self._study, token=new.token)
             )
             if recorded is not None:
                 return recorded
-            _refuse_several_hosts(session, owner)
-            row = SittingRow(
-                study=self._study, owner=owner, device=device, slots=slots, token=token
-            )
-            session.add(row)
+            _refuse_several_hosts(session, new.owner)
+            row = session.merge(new)  # a copy, for the next attempt needs one of its own
             session.flush()
             return row.id
 

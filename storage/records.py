@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -113,7 +113,7 @@ class SittingRecord:
 
     `ended_at_seconds` is None until the worker says that it leaves; one that was killed never
     does. `state` is the last that it gave, None before the first. `id` and `slots` are 0 where
-    they are not known.
+    they are not known. `versions` are those of the packages that the worker ran on, by name.
     """
 
     owner: str
@@ -124,6 +124,7 @@ class SittingRecord:
     slots: int = 0
     ended_at_seconds: float | None = None
     state: WorkerState | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,7 +110,8 @@ class SittingRow(Row):
     """A worker's time at a study, by the database's clock: from its start to its last sign.
 
     `ended_at_seconds` is NULL until the worker says that it leaves, `payload` the last state that
-    it gave. `token` tells a repeated insertion from another sitting.
+    it gave, `versions` those of the packages it runs on. `token` tells a repeated insertion from
+    another sitting.
     """
 
     __tablename__ = "remember_sittings"
@@ -124,6 +125,7 @@ class SittingRow(Row):
     slots: Mapped[int] = mapped_column(server_default=text("0"))
     ended_at_seconds: Mapped[float | None] = mapped_column(Double)
     payload: Mapped[str | None] = mapped_column(_LongText)
+    versions: Mapped[str | None] = mapped_column(_LongText)
     token: Mapped[str | None] = mapped_column(String(32))
 
 

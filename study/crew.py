@@ -36,16 +36,19 @@ def posts_on(spec: StudySpec, *, workers: int | None, devices: str | None) -> li
     there = [device.name for device in list_devices()]
     gpus = [name for name in there if name != "cpu"]
     if devices is None:
-        number = workers or 1
-        if gpus and spec.engine.device in ("auto", "cuda"):
-            if number > len(gpus):
-                raise ConfigurationError(
-                    f"workers: {number} need a device each, and there are {len(gpus)}: "
-                    f"{', '.join(gpus)}; start fewer"
-                )
-            names = gpus[:number]
+        device, number = spec.engine.device, workers or 1
+        if device in ("auto", "cuda") and gpus:
+            possible = gpus
+        elif device in ("auto", "cpu"):
+            possible = ["cpu"] * number
         else:
-            names = ["cpu"] * number
+            possible = [device]
+        if number > len(possible):
+            raise ConfigurationError(
+                f"workers: {number} need a device each, and there are {len(possible)}: "
+                f"{', '.join(possible)}; start fewer"
+            )
+        names = possible[:number]
     elif devices == "all":
         names = gpus or ["cpu"]
     else:

@@ -22,6 +22,12 @@ class MachineLoad:
     load: float | None
 
 
+def describe_device(device: torch.device) -> str:
+    """Return a device as torch names it, of a GPU also the card; at most 64 characters."""
+    card = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"{device}{card}"[:64]
+
+
 def measure_load(device: torch.device) -> MachineLoad:
     """Return what this process takes now; on a GPU its memory there, else the machine's."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -166,7 +166,7 @@ def _busy_trials(storage: StudyStorage, study: str, before: Sequence[LeaseRecord
 def _told_by_others(
     storage: StudyStorage, place: Place, frozen: FrozenTrial, trial: TrialRecord | None
 ) -> Finding:
-    state = frozen.state.name.lower()
+    state = "failed" if frozen.state == TrialState.FAIL else frozen.state.name.lower()
     if trial is None:
         return Finding(
             message=f"trial {frozen.number} is {state} in Optuna and was never begun by a worker; "
@@ -174,7 +174,7 @@ def _told_by_others(
         )
     return Finding(
         message=f"trial {frozen.number} is {state} in Optuna, told by somebody else than its "
-        "worker, and running by our records; they can be closed as failed",
+        "worker, and running by our records, which can be closed as failed",
         mend=partial(_close, storage, place, trial),
     )
 
@@ -259,7 +259,7 @@ def _examine_adapters(
             "goes by another name on the machine that trained it"
             if is_here
             else f"{what} is not at {folder}; it was moved or deleted. Without it the trial can "
-            "be neither asked nor exported"
+            "be neither asked nor exported; the record of it can be dropped"
         )
         yield _finding_of_one_machine(
             message,
@@ -270,7 +270,7 @@ def _examine_adapters(
         # By name: another machine may know the same folder by another path.
         if folder.name not in listed:
             yield Finding(
-                message=f"{folder} is an adapter that the study does not keep",
+                message=f"{folder} is an adapter that the study does not keep; it can be removed",
                 mend=partial(shutil.rmtree, folder),
             )
 
@@ -280,14 +280,14 @@ def _examine_unfinished(place: Place, record: StudyRecord) -> Iterator[Finding]:
     ended = [each for each in _folders(place.checkpoints, _CHECKPOINT) if each.name not in running]
     for folder in ended:
         yield Finding(
-            message=f"{folder} is the checkpoint of a trial that has ended",
+            message=f"{folder} is the checkpoint of a trial that has ended; it can be removed",
             mend=partial(shutil.rmtree, folder),
         )
     for folder in (place.checkpoints, place.adapters):
         for path in sorted(folder.rglob(".*")):
             if _UNFINISHED.fullmatch(path.name) and path.parent not in ended:
                 yield Finding(
-                    message=f"{path} was being written when its worker died",
+                    message=f"{path} was being written when its worker died; it can be removed",
                     mend=partial(_remove, path),
                 )
 
@@ -298,13 +298,14 @@ def _examine_artifacts(storage: StudyStorage, place: Place, elsewhere: str) -> I
         if artifact.size_bytes is None:
             yield _finding_of_one_machine(
                 f"artifact {artifact.filename} of trial {artifact.trial} is listed in Optuna, but "
-                f"its file is not in {place.artifacts}",
+                f"its file is not in {place.artifacts}; the entry can be dropped",
                 partial(_forget, artifacts, artifact.id),
                 elsewhere,
             )
     for path in artifacts.leftovers(older_than_seconds=0):
         yield Finding(
-            message=f"{path} is an artifact's file that no study of this database lists",
+            message=f"{path} is an artifact's file that no study of this database lists; it "
+            "can be removed",
             mend=partial(_remove, path),
         )
 

@@ -6,11 +6,13 @@ import threading
 import time
 from dataclasses import replace
 from types import TracebackType
+from typing import Self
 
 from storage.database import StorageError, StudyStorage
 from storage.leases import Lease, LeaseBook, LeaseLost, StudyLock, describe_this_process
 from storage.recorder import Recorder
 from storage.records import WorkerState
+from study.versions import package_versions
 
 LEASE_SECONDS = 120.0
 _SIGNS_PER_LEASE = 8  # so that some may fail before a lease expires
@@ -72,10 +74,10 @@ class Presence:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._give_signs, name="presence", daemon=True)
 
-    def __enter__(self) -> Presence:
+    def __enter__(self) -> Self:
         """Record that the worker is there, and begin to give signs of life."""
         self._sitting_id = self._recorder.begin_sitting(
-            owner=self.owner, device=self._device, slots=self._slots
+            owner=self.owner, device=self._device, slots=self._slots, versions=package_versions()
         )
         self._thread.start()
         return self

@@ -2,59 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 
 import optuna
 
-from analysis.points import Reference
 from data.facts import Fact, FactsError
 from data.formats import epoch_documents, write_document
-from data.measurements import MEASUREMENT_VERSION
 from data.probes import MIN_KNOWN_PER_RING
 from data.prompts import put_question
 from data.recipes import GREEDY, TRAINING_FORMATS
 from data.scenarios import Scenario
-from objectives.answers.request import AskingStopped
+from objectives.answers.request import AskingStopped, refuse_to_go_on
 from objectives.bank.probing import choose_slots
 from objectives.floors import measure_floors
 from objectives.judges.base import Judge
 from objectives.learn import Learning
 from objectives.models.base import BaseModel
-from search_spaces.grid import Grid, count_cells, make_grid
+from search_spaces.grid import count_cells, make_grid
 from search_spaces.presets import find_preset
 from search_spaces.recipe_space import RecipeSpace, largest_recipe
-from search_spaces.sampling_space import SamplingSpace
-from search_spaces.settings import Value
-from search_spaces.starting_points import (
-    RECIPE,
-    check_point,
-    fit_to_space,
-    starting_points,
-)
 from storage.artifacts import StudyArtifacts
 from storage.database import StudyStorage
 from storage.patience import Patience
 from storage.reader import read_study
 from storage.recorder import Recorder
+from storage.records import TrialRecord
 from study.adapter_shelf import AdapterShelf
 from study.assigning import Bounds
 from study.budget import Budget
 from study.confirming import confirm
 from study.engine import Post, load_engine
+from study.fingerprint import fingerprint_of
 from study.judge_making import LateCache, judge_config, make_study_judge
-from study.optuna_pruning import make_optuna_pruner
-from study.other_study import points_of_study
+from study.machine_load import describe_device
+from study.opening import first_points, open_optuna_study
 from study.place import Place, open_place
 from study.presence import LEASE_SECONDS, Presence
 from study.pruning import Rungs, SuccessiveHalving
 from study.repeating import planned_repeats, train_again
-from study.sampler import SeededSampler
-from study.spec import ConfigurationError, StudySpec, TokensSpec
+from study.spec import ConfigurationError, StudySpec
 from study.stored import (
-    facts_digest,
     find_in,
     load_study_scenario,
     read_stored,
@@ -135,10 +123,10 @@ def _run_study(
     )
     samplings = spec.sampling_space
     grid = make_grid(space, samplings) if spec.sampler == "grid" else None
-    first_points = _first_points(spec, space, samplings, base)
+    points = first_points(spec, space, samplings, base)
     stored = read_stored(place)
     slots = (
-        _slots_to_start(spec, base, scenario, space, announce, workers=post.workers)
+        _slots_to_start(spec, base, scenario, space, announce, should_stop, workers=post.workers)
         if stored is None
         else stored.slots
     )
@@ -165,14 +153,20 @@ def _run_study(
         recorder = Recorder(storage, place.name)
         recorded_slots = recorder.create_study_record(
             config=(post.joined or spec).recorded.model_dump_json(),
-            fingerprint=_fingerprint(spec, scenario, base, space, samplings, judge),
+            fingerprint=fingerprint_of(spec, scenario, base, space, samplings, judge),
             slots=slots,
             seed=spec.seed,
         )
         learning.use_slots(recorded_slots)  # another worker may have been first, with its own
         place.folder.mkdir(parents=True, exist_ok=True)
         presence = stack.enter_context(
-            Presence(storage, recorder, place.name, device=str(base.device), slots=recorded_slots)
+            Presence(
+                storage,
+                recorder,
+                place.name,
+                device=describe_device(base.device),
+                slots=recorded_slots,
+            )
         )
         recorder.record_measurement(
             None, learning.base.measurement, learning.base.verdicts, purpose="base"
@@ -185,7 +179,8 @@ def _run_study(
             seconds=LEASE_SECONDS,
             patience_seconds=2 * LEASE_SECONDS,
         ):
-            study = _open_optuna_study(storage, spec, place.name, grid, first_points, reference)
+            study = open_optuna_study(storage, spec, place.name, grid, points, reference)
+            _check_not_deleted(study, recorded=() if stored is None else stored.trials)
         worker = Worker(
             settings=WorkerSettings(
                 study=place.name,
@@ -239,6 +234,22 @@ def _run_study(
             return False
         return _ask_apart(
             spec, place, storage, recorder, presence, learning, judge, should_stop, announce
+        )
+
+
+def _check_not_deleted(study: optuna.Study, recorded: Sequence[TrialRecord]) -> None:
+    """Refuse to go on where Optuna's part of a study was deleted, as its dashboard can.
+
+    Raises:
+        ConfigurationError: If we have records of trials that Optuna does not know.
+    """
+    known = {trial.number for trial in study.get_trials(deepcopy=False)}
+    missing = sorted({trial.number for trial in recorded} - known)
+    if missing:
+        raise ConfigurationError(
+            f"name: {len(missing)} trials of study {study.study_name!r} were deleted in Optuna, "
+            "and our records of them remain; remove those with `remember delete --name "
+            f"{study.study_name}`, or choose another name"
         )
 
 
@@ -334,6 +345,7 @@ def _slots_to_start(
     scenario: Scenario,
     space: RecipeSpace,
     announce: Callable[[str], None],
+    should_stop: Callable[[], bool],
     *,
     workers: int,
 ) -> int:
@@ -360,6 +372,7 @@ def _slots_to_start(
         texts_of,
         most=spec.trials // (TRIALS_PER_SLOT * workers),
         gradient_checkpointing=spec.engine.gradient_checkpointing,
+        on_probed=lambda _: refuse_to_go_on(should_stop),
     )
 
 
@@ -399,51 +412,6 @@ def _qna_tokens(fact: Fact, base: BaseModel) -> int:
     return len(base.encode_document(text))
 
 
-def _fingerprint(
-    spec: StudySpec,
-    scenario: Scenario,
-    base: BaseModel,
-    space: RecipeSpace,
-    samplings: SamplingSpace,
-    judge: Judge,
-) -> dict[str, str]:
-    """Return what may not change within a study, each part short enough to be shown."""
-    return {
-        "facts": facts_digest(scenario),
-        "model": " ".join((base.name, base.digest[-12:], *_unusual_precision(base))),
-        "space": _digest(repr(space)),
-        "sampling": _digest(
-            json.dumps(spec.sampling) + (repr(samplings.matrix) if samplings.matrix else "")
-        ),
-        "pruner": _digest(spec.pruner.model_dump_json()),
-        "reference": _digest(spec.reference.model_dump_json()),
-        "judge": judge.name,
-        "measurement": str(MEASUREMENT_VERSION),
-    } | _what_is_unusual(spec)
-
-
-def _what_is_unusual(spec: StudySpec) -> dict[str, str]:
-    """Return what sets a study apart from one with two objectives, no bound and no token rules."""
-    goal = spec.goal
-    unusual = {}
-    if spec.single_objective is not None:
-        unusual["objective"] = f"{goal.metric_names[0]}, {spec.single_objective.pruner} pruner"
-    if goal.max_knowledge_loss is not None:
-        unusual["bound"] = f"knowledge loss at most {goal.max_knowledge_loss:g}"
-    if spec.tokens != TokensSpec():
-        unusual["tokens"] = _digest(spec.tokens.model_dump_json())
-    return unusual
-
-
-def _unusual_precision(base: BaseModel) -> tuple[str, ...]:
-    """Return what sets a model apart from the same one in full precision."""
-    return () if base.precision == "float32" else (base.precision,)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def _make_rungs(spec: StudySpec, facts: int) -> Rungs | None:
     if not spec.pruner.enabled:
         return None
@@ -452,67 +420,3 @@ def _make_rungs(spec: StudySpec, facts: int) -> Rungs | None:
         spacing=spec.pruner.spacing,
         inside_spacing=spec.pruner.inside_spacing,
     )
-
-
-def _first_points(
-    spec: StudySpec, space: RecipeSpace, samplings: SamplingSpace, base: BaseModel
-) -> dict[str, dict[str, Value]]:
-    """Return the settings of the points to try first by name.
-
-    First come the study file's, then those of another study, then our own.
-
-    Raises:
-        SettingError: If no trial could be a point that was named.
-        ConfigurationError: If there are such points and a grid tries them all anyway, or the other
-            study cannot be read.
-    """
-    known = {point.name: point for point in starting_points(int(base.model.config.hidden_size))}
-    named = {
-        f"study file, {number}": check_point(point, space, samplings, known)
-        for number, point in enumerate(spec.start, start=1)
-    }
-    if spec.start_from is not None:
-        named |= points_of_study(spec, space, samplings)
-    if spec.sampler == "grid":
-        if named:
-            raise ConfigurationError("start: a grid tries every point anyway; leave it out")
-        return {}
-    chosen = {str(point.get(RECIPE)) for point in spec.start}
-    own = {
-        point.name: fit_to_space(point, space, samplings)
-        for point in known.values()
-        if point.name not in chosen
-    }
-    return named | {name: settings for name, settings in own.items() if settings is not None}
-
-
-def _open_optuna_study(
-    storage: StudyStorage,
-    spec: StudySpec,
-    name: str,
-    grid: Grid | None,
-    first_points: Mapping[str, Mapping[str, Value]],
-    reference: Reference,
-) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    single, goal = spec.single_objective, spec.goal
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage,
-        directions=goal.directions,
-        sampler=SeededSampler(
-            spec.seed, spec.sampler, grid=grid, reference=None if goal.is_single else reference
-        ),
-        # Optuna's pruners refuse studies with two objectives; those have ours.
-        pruner=make_optuna_pruner(
-            "none" if single is None else single.pruner,
-            reduction=spec.pruner.reduction,
-            minimum=spec.pruner.minimum_entries,
-        ),
-        load_if_exists=True,
-    )
-    study.set_metric_names(goal.metric_names)
-    if not study.get_trials(deepcopy=False):
-        for point, settings in first_points.items():
-            study.enqueue_trial(dict(settings), user_attrs={"starting_point": point})
-    return study

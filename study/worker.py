@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 
 from analysis.points import Point, Reference, front_points
 from data.measurements import Measurement
@@ -310,6 +311,9 @@ class Worker:
             except LeaseLost:
                 self._drop(slot)
                 del results[slot]
+            except UpdateFinishedTrialError:  # as can be done by hand in the dashboard
+                self._end(slot, "failed", reason="somebody else told Optuna that it has ended")
+                del results[slot]
         slots = {self._occupants[slot].trial.number: slot for slot in results}
         points = self.shelf.update(bank, slots)
         self._warn()
@@ -383,17 +387,11 @@ class Worker:
         trial = occupant.trial
         try:
             self.presence.hold(occupant.lease)
-            self.shelf.keep_curve(trial.number)
-            # What the dashboard can sort by, also for pruned trials. It comes first: after a
-            # crash a recorded end is told and nothing else.
-            if occupant.last is not None:
-                loss = number_of(occupant.last.knowledge_loss)
-                trial.set_user_attr("last_recall", occupant.last.recall.value)
-                trial.set_user_attr("last_knowledge_loss", occupant.last.knowledge_loss.value)
-                trial.set_user_attr("epochs_reached", progress.epoch)
-                self.settings.goal.constrain(trial, loss)
-            if state == "failed":
-                trial.set_user_attr(FAILURE, reason)
+            # What Optuna takes of running trials only comes first: after a crash a recorded end
+            # is told and nothing else.
+            with suppress(UpdateFinishedTrialError):  # told by somebody else, by hand
+                failure = reason if state == "failed" else None
+                self._describe_end(trial, occupant.last, progress.epoch, failure)
             self.recorder.record_trial_ended(
                 occupant.lease,
                 state=state,
@@ -416,6 +414,19 @@ class Worker:
         del self._occupants[slot]
         self.watcher.trial_ended(trial.number, state, reason)
         self._warn()
+
+    def _describe_end(
+        self, trial: optuna.Trial, last: Measurement | None, epoch: int, failure: str | None
+    ) -> None:
+        """Give a trial what the dashboard shows and sorts by, also of pruned ones."""
+        self.shelf.keep_curve(trial.number)
+        if last is not None:
+            trial.set_user_attr("last_recall", last.recall.value)
+            trial.set_user_attr("last_knowledge_loss", last.knowledge_loss.value)
+            trial.set_user_attr("epochs_reached", epoch)
+            self.settings.goal.constrain(trial, number_of(last.knowledge_loss))
+        if failure is not None:
+            trial.set_user_attr(FAILURE, failure)
 
     def _warn(self) -> None:
         """Pass on what the shelf could not keep."""

@@ -82,7 +82,8 @@ def doctor(
             if place.has_database:
                 opened = stack.enter_context(closing(open_place(place)))
                 studies = list_studies(opened)
-                table.add_row("database", Text(f"{where}, {len(studies)} studies"))
+                number = "1 study" if len(studies) == 1 else f"{len(studies)} studies"
+                table.add_row("database", Text(f"{where}, {number}"))
             else:
                 table.add_row("database", Text(f"none yet at {where}; a run makes it"))
         except StorageError as error:

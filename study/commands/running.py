@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +19,8 @@ from analysis.tables import show_examples, show_front
 from data.measurements import Verdict
 from objectives.models.devices import unused_gpu_remedy
 from search_spaces.recipe_space import settings_of
-from storage.database import untested_kind
-from storage.reader import read_verdicts
+from storage.database import StudyStorage, untested_kind
+from storage.reader import read_sittings, read_verdicts
 from study.commands.application import (
     NOTHING_USABLE,
     CrewFailed,
@@ -47,7 +47,7 @@ from study.setting_up import run_study
 from study.spec import EngineSpec, StudySpec, load_spec
 from study.standing import Onlooker
 from study.stored import find_in, is_finished, read_stored
-from study.versions import package_versions
+from study.versions import versions_used
 
 
 @application.command()
@@ -115,7 +115,7 @@ def run(
     with closing(open_place(place)) as opened:
         findings = find_in(opened, place)
         before = read_verdicts(opened, findings.record.base.id) if findings.record.base else ()
-        report = write_study_report(findings, lambda kept: read_verdicts(opened, kept), place)
+        report = write_study_report(findings, opened, place)
         refresh_dashboard(opened, place)
         if as_json:
             results.print_json(json.dumps(describe(findings, place)), indent=2)
@@ -139,11 +139,13 @@ def run(
         )
 
 
-def write_study_report(
-    findings: Findings, verdicts_of: Callable[[int], Sequence[Verdict]], place: Place
-) -> Path:
+def write_study_report(findings: Findings, storage: StudyStorage, place: Place) -> Path:
     """Write report.html and RESULTS.md into the study's folder; return the report's path."""
-    versions = package_versions()
+
+    def verdicts_of(measurement_id: int) -> Sequence[Verdict]:
+        return read_verdicts(storage, measurement_id)
+
+    versions = versions_used(read_sittings(storage, place.name))
     report = place.folder / "report.html"
     place.folder.mkdir(parents=True, exist_ok=True)
     write_report(findings, verdicts_of=verdicts_of, versions=versions, out=report)

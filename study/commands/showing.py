@@ -120,6 +120,8 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """List the studies of a database, or tell how one stands with --name or --watch."""
+    if watch and as_json:
+        raise ConfigurationError("json: it does not go with --watch; leave one of the two out")
     with opened_study(storage, name, out) as (opened, place):
         if watch:
             _watch(opened, place)
@@ -127,10 +129,10 @@ def status(
         if as_json:
             results.print_json(json.dumps(describe(find_in(opened, place), place)))
             return
+        findings = None if name is None else find_in(opened, place)
         studies = [s for s in list_studies(opened) if name is None or s.name == name]
         results.print(show_studies(studies))
-        if name is not None:
-            findings = find_in(opened, place)
+        if findings is not None:
             results.print(Text(findings.conclusion.sentence), soft_wrap=True)
             results.print(show_status(standing_in(opened, place.name)))
 
@@ -173,7 +175,7 @@ def report(storage: StorageOption = None, name: NameOption = None, out: OutOptio
     """Write report.html and RESULTS.md of a study again."""
     with opened_study(storage, name, out) as (opened, place):
         findings = find_in(opened, place)
-        path = write_study_report(findings, lambda kept: read_verdicts(opened, kept), place)
+        path = write_study_report(findings, opened, place)
         results.print(Text(str(path)), soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,16 @@ def worker(
     storage: StorageOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the study to join.")] = None,
     out: OutOption = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option(help="The study's facts file, where it lies elsewhere on this machine."),
+    ] = None,
+    probes: Annotated[
+        Path | None, typer.Option(help="Its probes file, where that lies elsewhere.")
+    ] = None,
+    rehearsal: Annotated[
+        Path | None, typer.Option(help="Its file of known facts, where that lies elsewhere.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to compute, such as cuda:1; default: the study's.")
     ] = None,
@@ -52,7 +63,13 @@ def worker(
     if from_stdin:  # how `remember run --workers` starts its own
         spec, post = read_post(sys.stdin.read())
     else:
-        spec, joined = _specs_to_join(storage, name, out, model)
+        elsewhere = {
+            "facts": facts,
+            "probes": probes,
+            "rehearsal_facts": rehearsal,
+            "model": model,
+        }
+        spec, joined = _specs_to_join(storage, name, out, elsewhere)
         engine = _engine_of(spec.engine, device=device, threads=threads)
         post = Post(engine=engine, joined=joined)
     place = find_place(spec)
@@ -78,9 +95,18 @@ def worker(
 
 
 def _specs_to_join(
-    storage: str | None, name: str | None, out: Path | None, model: str | None
+    storage: str | None,
+    name: str | None,
+    out: Path | None,
+    elsewhere: Mapping[str, Path | str | None],
 ) -> tuple[StudySpec, StudySpec]:
     """Return the spec of a study as this worker reaches it, and as it was made.
+
+    Args:
+        storage: As the flag says.
+        name: As the flag says.
+        out: As the flag says.
+        elsewhere: Paths of the study's files on this machine; None where they are as recorded.
 
     Raises:
         ConfigurationError: If no study is named, or there is none of this name.
@@ -102,10 +128,10 @@ def _specs_to_join(
         "storage": asked.storage or place.storage_url,
         "name": name,
         "out": made.out if out is None else asked.out,
-        "model": model or made.model,
         # Its points are enqueued already, and the address of their study is not recorded.
         "start_from": None if record.trials else made.start_from,
     }
+    here |= {field: str(path) for field, path in elsewhere.items() if path is not None}
     return made.model_copy(update=here), made
 
 

@@ -43,8 +43,10 @@ def last_seen_seconds_ago(storage: StudyStorage, seconds: float) -> None:
 
 class TestSittings:
     def test_a_new_one_is_read_back(self, storage: StudyStorage, recorder: Recorder) -> None:
-        id_ = recorder.begin_sitting(owner=ADA, device="cuda:1", slots=4)
+        versions = {"torch": "2.13.0", "python": "3.11.7"}
+        id_ = recorder.begin_sitting(owner=ADA, device="cuda:1", slots=4, versions=versions)
         sitting = only_sitting(storage)
+        assert sitting.versions == versions
         now = read_clock(storage)
         assert (sitting.id, sitting.owner, sitting.device, sitting.slots) == (
             id_,

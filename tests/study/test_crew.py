@@ -60,6 +60,13 @@ class TestPostsWithGpus:
     def test_a_study_on_the_processor_stays_there(self) -> None:
         assert places(2, None, device="cpu") == [("cpu", 2), ("cpu", 2)]
 
+    def test_a_study_on_one_gpu_has_one_worker(self) -> None:
+        assert places(None, None, device="cuda:1") == [("cuda:1", None)]
+        with pytest.raises(
+            ConfigurationError, match="workers: 2 need a device each, and there ar"
+        ):
+            places(2, None, device="cuda:1")
+
     @pytest.mark.parametrize(
         ("workers", "names", "message"),
         [

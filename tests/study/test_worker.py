@@ -606,3 +606,20 @@ def test_trials_wait_for_a_judge_that_gives_no_reply_and_nothing_is_scored_witho
         assert [kept.measurement for kept in now.measurements] == [
             kept.measurement for kept in was.measurements
         ]
+
+
+def test_a_trial_that_somebody_ends_by_hand_is_closed_and_the_study_goes_on(
+    sit_down: SitDown,
+) -> None:
+    with sit_down(trials=3, slots=2) as sitting:
+
+        def tell_trial_0() -> None:
+            sitting.study.tell(0, state=TrialState.FAIL, skip_if_finished=True)
+
+        sitting.worker.learning = _MeasuresAfter(sitting.worker.learning, tell_trial_0)
+        assert sitting.run()
+        first, *others = read(sitting).trials
+        assert first.state == "failed"
+        assert "somebody else" in str(first.reason)
+        assert all(trial.state in ("complete", "pruned") for trial in others)
+        assert sitting.study.trials[0].state == TrialState.FAIL

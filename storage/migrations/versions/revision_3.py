@@ -1,4 +1,4 @@
-"""Sittings know their slots, their end, what their worker does, and an identity."""
+"""Sittings know their slots, end, versions, what their worker does, and an identity."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,6 +16,7 @@ def upgrade() -> None:
         sa.Column("slots", sa.Integer, nullable=False, server_default=sa.text("0")),
         sa.Column("ended_at_seconds", sa.Double),
         sa.Column("payload", long_text),
+        sa.Column("versions", long_text),
         sa.Column("token", sa.String(32)),
     ):
         if column.name not in is_there:
