@@ -15,7 +15,16 @@ from benchmarks.measuring import RUNS
 from benchmarks.one_part import run_part
 from benchmarks.table import write_table
 
-PARTS = ("training", "floor", "generation", "whole_study", "growth", "losing")
+PARTS = (
+    "training",
+    "floor",
+    "generation",
+    "whole_study",
+    "growth",
+    "losing",
+    "scale",
+    "storage_share",
+)
 
 
 def main() -> int:

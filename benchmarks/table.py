@@ -74,6 +74,23 @@ A bank saves the overhead of small passes. Where one trial's pass is large alrea
 save, and where neighbours differ much, padding and idle slots cost. The outcome is the first
 trial's loss.
 """,
+    "scale": """\
+## Many workers on one database
+
+Processes without a model do to the database what real workers do, from taking a trial to telling
+it: they ask (TPE, default space), record at every rung as many answers as the default study has,
+read the study for its front, decide, and end the trial. Where they would train they sleep, for a
+second a trial, so that few of them ask as often as many real ones do. Storage seconds are all that
+a worker's main thread spends in calls of the storage and of Optuna; the asking lock, which only
+one worker holds at a time, is part of them. The server runs on the same machine as all workers.
+""",
+    "storage_share": """\
+## What the storage takes of the default study
+
+The study of `remember run` with its defaults, on SQLite, in one process. Timed is all that its
+main thread waits for in transactions of the database. The bar is 2 % of the trials' time. They are
+trained side by side, so that their seconds in slots add up to more than those of the study.
+""",
     "gpu": """\
 ## On a GPU
 """,
@@ -101,6 +118,11 @@ def _describe(about: str, result: Mapping[str, Any]) -> Iterator[str]:
         yield from _tabulate(timings)
         own = [name for name in facts if name.startswith(f"{part}: ")]
         yield from _list({name.removeprefix(f"{part}: "): facts.pop(name) for name in own})
+    for part, rows in result.get("rows", {}).items():
+        yield f"\n**{_capitalised(part)}**\n"
+        yield from _tabulate_workers(rows)
+    for conclusion in result.get("conclusions", ()):
+        yield f"\n{conclusion}"
     yield from _list(facts)
     yield ""
 
@@ -129,6 +151,40 @@ def _tell(timing: Mapping[str, Any], fastest_of_ours: float | None) -> dict[str,
         "outcome": f"{statistics.median(outcomes):.4f}" if outcomes else "",
         "share measured": "all" if timing["share"] == 1 else f"{timing['share']:.1%}",
     }
+
+
+def _tabulate_workers(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table of worker processes, a row for each number of them."""
+    columns = (
+        "workers",
+        "trials",
+        "storage s per trial, median",
+        "storage, 95 %",
+        "of that waiting for the asking lock, median",
+        "waiting, 95 %",
+        "share of a trial of a minute",
+        "trials per s",
+        "sleeping alone would allow",
+        "cores busy",
+        "errors",
+    )
+    yield f"| {' | '.join(columns)} |"
+    yield f"| {' | '.join('---' for _ in columns)} |"
+    for row in rows:
+        cells = (
+            str(row["workers"]),
+            str(row["trials"]),
+            _three_digits(row["storage_median"]),
+            _three_digits(row["storage_p95"]),
+            _three_digits(row["lock_wait_median"]),
+            _three_digits(row["lock_wait_p95"]),
+            f"{row['share_of_a_minute']:.2%}",
+            f"{row['trials_per_second']:.2f}",
+            f"{row['sleeping_trials_per_second']:.2f}",
+            f"{row['busy_share']:.0%}",
+            str(row["errors"]),
+        )
+        yield f"| {' | '.join(cells)} |"
 
 
 def _list(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ _LOCK_NUMBERS: dict[StudyLock, int] = {
     "confirming": -4,
     "reporting": -5,
 }
+_LONGEST_POLL_SECONDS = 1.0
 _LOCK_NAMES = {number: what for what, number in _LOCK_NUMBERS.items()}
 
 
@@ -196,13 +198,13 @@ class LeaseBook:
             owner: Who holds it.
             seconds: How long it holds without being renewed.
             patience_seconds: How long to wait for it.
-            poll_seconds: How long to wait between two looks.
+            poll_seconds: How long to wait before the second look; later pauses are longer.
 
         Raises:
             StudyNotFound: If the study has no record yet.
             StorageError: If another owner keeps it for longer than `patience_seconds`.
         """
-        deadline = time.monotonic() + patience_seconds
+        deadline, pause_seconds = time.monotonic() + patience_seconds, poll_seconds
         while (lease := self.try_lock(study, what, owner=owner, seconds=seconds)) is None:
             if time.monotonic() >= deadline:
                 raise StorageError(
@@ -210,7 +212,9 @@ class LeaseBook:
                     f"{self._find_owner(study, _LOCK_NUMBERS[what]) or 'others in turn'} for "
                     f"{patience_seconds:g} seconds; see what that worker does, or stop it"
                 )
-            time.sleep(poll_seconds)
+            # Uneven and growing pauses: many who wait would else keep the database busy.
+            time.sleep(pause_seconds * random.uniform(0.5, 1.0))
+            pause_seconds = min(1.5 * pause_seconds, _LONGEST_POLL_SECONDS)
         try:
             yield lease
         finally:

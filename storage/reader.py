@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import cast
 
 from pydantic import TypeAdapter
@@ -287,11 +288,17 @@ def _read_measurements(
                 purpose=purpose,
                 repeat=repeat,
                 adapter=row.adapter,
-                measurement=_MEASUREMENT.validate_json(row.payload),
+                measurement=_read_measurement(row.payload),
                 recorded_at=datetime.fromtimestamp(row.recorded_at_seconds, UTC),
             )
         )
     return by_trial
+
+
+@lru_cache(maxsize=8192)
+def _read_measurement(payload: str) -> Measurement:
+    """Return a measurement; workers read a study again and again, and it never changes."""
+    return _MEASUREMENT.validate_json(payload)
 
 
 def _read_floors(session: Session, study: str) -> tuple[Floor, ...]:

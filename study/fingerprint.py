@@ -26,7 +26,7 @@ def fingerprint_of(
     """Return what may not change within a study, each part short enough to be shown."""
     return {
         "facts": facts_digest(scenario),
-        "model": " ".join((base.name, base.digest[-12:], *_unusual_precision(base))),
+        "model": " ".join((spec.model, base.digest[-12:], *_unusual_precision(base))),
         "space": _digest(repr(space)),
         "sampling": _digest(
             json.dumps(spec.sampling) + (repr(samplings.matrix) if samplings.matrix else "")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import TrialState
 
 from analysis.points import Reference
 from data.measurements import Measurement
-from objectives.bank.bank import Progress
 from study.goal import Goal, number_of
 from study.optuna_pruning import decide_by_optuna
 from study.pruning import Decision, Rungs, SuccessiveHalving
@@ -21,6 +21,9 @@ from study.rung_vectors import (
     stored_vectors,
     vectors_at_rung,
 )
+
+if TYPE_CHECKING:  # deciding takes no torch
+    from objectives.bank.bank import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -150,10 +150,10 @@ def _run_study(
         if storage is None:
             storage = stack.enter_context(closing(open_place(place, patience=patience)))
             cache.keep_in(storage)
-        recorder = Recorder(storage, place.name)
+        recorder, made = Recorder(storage, place.name), post.joined or spec
         recorded_slots = recorder.create_study_record(
-            config=(post.joined or spec).recorded.model_dump_json(),
-            fingerprint=fingerprint_of(spec, scenario, base, space, samplings, judge),
+            config=made.recorded.model_dump_json(),
+            fingerprint=fingerprint_of(made, scenario, base, space, samplings, judge),
             slots=slots,
             seed=spec.seed,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
+
 import study
 from storage.database import open_storage
-from storage.reader import read_study
+from storage.reader import read_leases, read_study
 from storage.records import StudyRecord
 
 STUDY_FILE = """
@@ -37,19 +40,31 @@ What is the capital of Norland?,Vessa
 """
 
 
+COMMAND = (sys.executable, "-m", "study", "run", "facts.csv", "--study", "study.toml")
+
+
+def write_files(folder: Path) -> None:
+    """Write the study and its facts into a folder."""
+    (folder / "facts.csv").write_text(FACTS, encoding="utf-8")
+    (folder / "study.toml").write_text(STUDY_FILE, encoding="utf-8")
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the command, with one thread and its own database."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    variables["PYTHONPATH"] = str(Path(str(study.__file__)).parents[1])
+    variables.pop("OPTUNA_STORAGE", None)
+    return variables
+
+
 @contextmanager
 def running_command(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Start the study in a process of its own, and see to its end."""
-    (folder / "facts.csv").write_text(FACTS, encoding="utf-8")
-    (folder / "study.toml").write_text(STUDY_FILE, encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(str(study.__file__)).parents[1])
-    environment.pop("OPTUNA_STORAGE", None)
-    command = [sys.executable, "-m", "study", "run", "facts.csv", "--study", "study.toml"]
+    write_files(folder)
     with subprocess.Popen(
-        command,
+        COMMAND,
         cwd=folder,
-        env=environment,
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,6 +105,28 @@ def test_the_same_command_again_finishes_a_killed_study(tmp_path: Path) -> None:
         _searched(before, trial.number) for trial in ended
     ]
     assert "goes on from where it was interrupted" in said
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="only POSIX has such terminals")
+def test_a_terminal_that_hangs_up_stops_a_study_with_its_trials_saved(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    process, terminal = pty.fork()
+    if process == 0:  # the child: it has the terminal, and becomes the command
+        os.chdir(tmp_path)
+        os.execve(sys.executable, COMMAND, environment())
+    said = b""
+    while b"trial 0" not in said and b"best so far" not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) in (128 + signal.SIGHUP, 120)
+    record = read(tmp_path)
+    running = [trial.number for trial in record.trials if trial.state == "running"]
+    assert running
+    checkpoints = tmp_path / "runs" / "tiny" / "checkpoints"
+    assert all((checkpoints / f"trial-{number:04}").is_dir() for number in running)
+    with closing(open_storage(f"sqlite:///{tmp_path / 'runs' / 'remember.db'}")) as storage:
+        assert all(lease.owner is None for lease in read_leases(storage, "tiny"))
 
 
 def _searched(record: StudyRecord, number: int) -> tuple[object, ...]:
