@@ -17,7 +17,12 @@ from analysis.points import Point, Reference, front_points
 from data.measurements import Measurement
 from data.recipes import GREEDY, Recipe, Sampling
 from objectives.answers.request import AskingStopped
-from objectives.bank.checkpoint import CHECKPOINT_FILE, restore_checkpoint, save_checkpoint
+from objectives.bank.checkpoint import (
+    CHECKPOINT_FILE,
+    CheckpointError,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from objectives.judges.base import JudgeUnreachable
 from objectives.learn import Learning, Measured, Turn
 from search_spaces.recipe_space import RecipeSpace
@@ -248,14 +253,10 @@ class Worker:
         )
         self._occupants[slot] = occupant
         self.watcher.trial_started(number, found.recipe, resumed=found.is_taken_up)
-        checkpoint = self._checkpoint(number)
         try:
-            if found.is_taken_up and (checkpoint / CHECKPOINT_FILE).exists():
-                texts = partial(self.learning.epoch_texts, found.recipe, found.seed)
-                restore_checkpoint(bank, slot, checkpoint, texts, recipe=found.recipe)
-            else:
+            if not (found.is_taken_up and self._restore(slot, found)):
                 # What lies there belongs to a study that was deleted, or was never finished.
-                shutil.rmtree(checkpoint, ignore_errors=True)
+                shutil.rmtree(self._checkpoint(number), ignore_errors=True)
                 self.learning.begin(slot, found.recipe, seed=found.seed)
         except ValueError as error:  # a recipe that cannot work here is no reason to stop
             self._end(slot, "failed", reason=f"{type(error).__name__}: {error}")
@@ -265,6 +266,19 @@ class Worker:
         occupant.last = _last_greedy(found.record, trained_tokens)
         if bank.progress(slot).is_at_epoch_end:
             self._taken_up.append(slot)
+
+    def _restore(self, slot: int, found: Assignment) -> bool:
+        """Put a trial into a slot as it was saved; return False if there is nothing usable."""
+        checkpoint = self._checkpoint(found.trial.number)
+        if not (checkpoint / CHECKPOINT_FILE).exists():
+            return False
+        texts = partial(self.learning.epoch_texts, found.recipe, found.seed)
+        try:
+            restore_checkpoint(self.learning.bank, slot, checkpoint, texts, recipe=found.recipe)
+        except CheckpointError as error:
+            self.watcher.warned(f"{error}; trial {found.trial.number} begins anew")
+            return False
+        return True
 
     def _is_due(self, slot: int) -> bool:
         progress, occupant = self.learning.bank.progress(slot), self._occupants[slot]

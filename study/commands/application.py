@@ -106,7 +106,6 @@ def run_application(arguments: Sequence[str]) -> int:
     import study.commands.running
     import study.commands.showing
     import study.commands.worker  # noqa: F401
-    from objectives.bank.checkpoint import CheckpointError
     from objectives.judges.base import JudgeError, JudgeUnreachable
     from objectives.models.base import ModelError
     from storage.patience import DatabaseLost
@@ -137,7 +136,6 @@ def run_application(arguments: Sequence[str]) -> int:
         SettingError,
         StorageError,
         ModelError,
-        CheckpointError,
         JudgeError,
     ) as error:
         if debug:

@@ -623,3 +623,20 @@ def test_a_trial_that_somebody_ends_by_hand_is_closed_and_the_study_goes_on(
         assert "somebody else" in str(first.reason)
         assert all(trial.state in ("complete", "pruned") for trial in others)
         assert sitting.study.trials[0].state == TrialState.FAIL
+
+
+def test_a_trial_whose_checkpoint_is_damaged_begins_anew_with_the_same_end(
+    sit_down: SitDown,
+) -> None:
+    with sit_down(trials=2, folder="undisturbed") as sitting:
+        assert sitting.run()
+        expected = outcome(sitting)
+    with sit_down(trials=2, stop_after_steps=3) as sitting:
+        assert not sitting.run()
+        folder = sitting.worker.settings.checkpoints / "trial-0000"
+        (folder / "checkpoint.safetensors").write_bytes(b"half of it")
+    with sit_down(trials=2) as sitting:
+        assert sitting.run()
+        assert "cannot be read" in sitting.notes.warnings[0]
+        assert "trial 0 begins anew" in sitting.notes.warnings[0]
+        assert outcome(sitting) == expected
