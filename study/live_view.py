@@ -59,7 +59,7 @@ class LiveView:
         if self._console.is_terminal:
             self._draw()
         else:
-            self._console.print(Text(note))
+            self._console.print(Text(note), soft_wrap=True)
 
     def trial_started(self, number: int, recipe: Recipe, *, resumed: bool) -> None:
         """Note the start of a trial."""

@@ -152,5 +152,7 @@ def test_a_database_that_is_away_for_half_a_minute_is_waited_for(
         server.start()
         codes = [worker.wait(timeout=1200) for worker in workers]
         assert set(codes) <= {0, 3}, said(tmp_path)
-        assert said(tmp_path).count("waiting for it") >= 2
+        log = (tmp_path / "log.txt").read_text(encoding="utf-8")
+        assert log.count("the database cannot be used") >= 2
+        assert log.count("the database is back") >= 2
         compare(tmp_path, server.url, undisturbed)
