@@ -83,8 +83,8 @@ class NothingToDo:
 class Assigner:
     """Hands out the trials of a study to one worker.
 
-    Asking is done by one worker at a time, so that the bounds are kept exactly and every trial is
-    asked with all others known.
+    Workers take turns, so that the bounds are kept exactly and every trial is asked with all
+    others known.
     """
 
     def __init__(
@@ -125,9 +125,6 @@ class Assigner:
         Raises:
             TooManyFailures: If one trial after the other has failed since this worker began.
         """
-        left = self._take_up(own)
-        if left is not None:
-            return left
         with self._presence.leases.lock(
             self._study.study_name,
             "asking",
@@ -136,7 +133,11 @@ class Assigner:
             patience_seconds=LEASE_SECONDS * 2,
         ):
             trials = self._study.get_trials(deepcopy=False)
-            others_run = self._others_run(trials, own)
+            free = self._free_trials(trials, own)
+            left = self._take_up(free)
+            if left is not None:
+                return left
+            others_run = len(_running(trials, own)) > len(free)
             asked = asked_trials(trials)
             if len(asked) >= self._bounds.trials:
                 return NothingToDo(others_run=others_run)
@@ -146,7 +147,7 @@ class Assigner:
                 return NothingToDo(others_run=others_run, reason=reason)
             trial = self._study.ask()
             lease = self._presence.acquire(trial.number)
-            if lease is None:  # another worker saw it before it was held, and took it up
+            if lease is None:  # somebody mends the study, and saw it before it was held
                 return NothingToDo(others_run=True)
             return self._assign(trial, lease)
 
@@ -160,7 +161,8 @@ class Assigner:
 
     def others_run(self, own: Sequence[int]) -> bool:
         """Return whether other workers hold trials that have not ended."""
-        return self._others_run(self._study.get_trials(deepcopy=False), own)
+        trials = self._study.get_trials(deepcopy=False)
+        return len(_running(trials, own)) > len(self._free_trials(trials, own))
 
     def _why_no_more(self, asked: Sequence[FrozenTrial]) -> str | None:
         flat = self._bounds.flat_trials
@@ -202,10 +204,8 @@ class Assigner:
                 "or mend the cause, and run the same command again"
             )
 
-    def _take_up(self, own: Sequence[int]) -> Assignment | None:
-        """Return a running trial that nobody holds; tell those that had only to be told."""
-        trials = self._study.get_trials(deepcopy=False)
-        free = self._free_trials(trials, own)
+    def _take_up(self, free: Sequence[FrozenTrial]) -> Assignment | None:
+        """Return one of the trials that nobody holds; tell those that had only to be told."""
         for frozen in free:
             lease = self._presence.acquire(frozen.number)
             if lease is None:
@@ -250,10 +250,6 @@ class Assigner:
             seed=assignment.seed,
         )
         return assignment
-
-    def _others_run(self, trials: Sequence[FrozenTrial], own: Sequence[int]) -> bool:
-        running = _running(trials, own)
-        return len(running) > len(self._free_trials(trials, own))
 
     def _free_trials(self, trials: Sequence[FrozenTrial], own: Sequence[int]) -> list[FrozenTrial]:
         running = _running(trials, own)

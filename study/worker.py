@@ -262,8 +262,9 @@ class Worker:
             self._end(slot, "failed", reason=f"{type(error).__name__}: {error}")
             return
         trained_tokens = bank.progress(slot).trained_tokens
-        occupant.rungs_done = self._rungs.rungs_done(number, trained_tokens)
-        occupant.last = _last_greedy(found.record, trained_tokens)
+        if found.is_taken_up:
+            occupant.rungs_done = self._rungs.rungs_done(number, trained_tokens)
+            occupant.last = _last_greedy(found.record, trained_tokens)
         if bank.progress(slot).is_at_epoch_end:
             self._taken_up.append(slot)
 

@@ -91,7 +91,10 @@ def make_assigner(
     """Return what hands trials out to a worker."""
 
     def tell(record: TrialRecord) -> None:
-        tell_recorded(study, record, GOAL)
+        # One that another worker ended since it was seen running is told already; these trials
+        # have no measurements to tell again.
+        if not study.get_trials(deepcopy=False)[record.number].state.is_finished():
+            tell_recorded(study, record, GOAL)
 
     return Assigner(
         study=study,
