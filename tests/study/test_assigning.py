@@ -109,6 +109,7 @@ def test_several_processes_ask_every_trial_once_and_no_more(tmp_path: Path, url:
     assert [t.state for t in told] == [TrialState.COMPLETE, TrialState.PRUNED] * 15
 
 
+@pytest.mark.slow
 def test_several_processes_never_exceed_the_budget_of_epochs(tmp_path: Path, url: str) -> None:
     told = run(tmp_path / "ready", url, 4, trials=1000, epochs=60)
     record, _ = read(url)
@@ -141,6 +142,7 @@ def test_trials_of_dead_workers_are_handed_out_once(tmp_path: Path, url: str) ->
     assert all(trial.state != "running" for trial in record.trials)
 
 
+@pytest.mark.slow
 def test_startup_points_do_not_depend_on_how_many_work(tmp_path: Path, url: str) -> None:
     alone = f"sqlite:///{tmp_path / 'alone.db'}"
     points = []

@@ -113,6 +113,7 @@ def test_a_terminal_that_hangs_up_stops_a_study_with_its_trials_saved(tmp_path: 
     process, terminal = pty.fork()
     if process == 0:  # the child: it has the terminal, and becomes the command
         os.chdir(tmp_path)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup themselves
         os.execve(sys.executable, COMMAND, environment())
     said = b""
     while b"trial 0" not in said and b"best so far" not in said:

@@ -238,6 +238,7 @@ def all_rows(storage: StudyStorage) -> str:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # on a machine that others use as well
 def test_a_worker_joins_a_running_study_and_no_password_is_kept(tmp_path: Path) -> None:
     with running_postgresql() as server:
