@@ -108,6 +108,7 @@ def test_the_same_command_again_finishes_a_killed_study(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="only POSIX has such terminals")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_terminal_that_hangs_up_stops_a_study_with_its_trials_saved(tmp_path: Path) -> None:
     write_files(tmp_path)
     process, terminal = pty.fork()
