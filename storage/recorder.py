@@ -343,10 +343,6 @@ class Recorder:
                 update(SittingRow).filter_by(study=self._study, id=sitting_id).values(**values)
             )
 
-    def prolong_sitting(self, sitting_id: int) -> None:
-        """Record that the worker of a sitting is still there."""
-        self.record_sign_of_life(sitting_id)
-
     @patient
     def set_adapter(self, measurement_id: int, adapter: str | None) -> None:
         """Record where the adapter of a measurement lies now; None when it was removed.

@@ -29,7 +29,7 @@ from storage.records import TrialRecord
 from study.asked_trials import asked_index, asked_trials
 from study.budget import Budget, sum_sittings
 from study.goal import Goal
-from study.presence import LEASE_SECONDS, Presence
+from study.presence import Presence
 from study.seeds import derive_seed
 from study.stopping import failures_in_a_row, is_flat
 
@@ -125,13 +125,7 @@ class Assigner:
         Raises:
             TooManyFailures: If one trial after the other has failed since this worker began.
         """
-        with self._presence.leases.lock(
-            self._study.study_name,
-            "asking",
-            owner=self._presence.owner,
-            seconds=LEASE_SECONDS,
-            patience_seconds=LEASE_SECONDS * 2,
-        ):
+        with self._presence.lock("asking"):
             trials = self._study.get_trials(deepcopy=False)
             free = self._free_trials(trials, own)
             left = self._take_up(free)

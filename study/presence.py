@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -117,6 +119,22 @@ class Presence:
         if lease is not None:
             self._keep(lease)
         return lease
+
+    @contextmanager
+    def lock(self, what: StudyLock) -> Iterator[None]:
+        """Hold a lock of the study until the block ends, as soon as it is free.
+
+        Raises:
+            StorageError: If others keep it for longer than two leases usually last.
+        """
+        with self.leases.lock(
+            self._study,
+            what,
+            owner=self.owner,
+            seconds=LEASE_SECONDS,
+            patience_seconds=2 * LEASE_SECONDS,
+        ):
+            yield
 
     def release(self, lease: Lease) -> None:
         """Give a trial or a lock back; one that was lost is left to its new owner."""

@@ -38,7 +38,7 @@ from study.judge_making import LateCache, judge_config, make_study_judge
 from study.machine_load import describe_device
 from study.opening import first_points, open_optuna_study
 from study.place import Place, open_place
-from study.presence import LEASE_SECONDS, Presence
+from study.presence import Presence
 from study.pruning import Rungs, SuccessiveHalving
 from study.repeating import planned_repeats, train_again
 from study.spec import ConfigurationError, StudySpec
@@ -172,13 +172,7 @@ def _run_study(
             None, learning.base.measurement, learning.base.verdicts, purpose="base"
         )
         reference = reference_of(spec, learning.base.measurement.recall.value)
-        with presence.leases.lock(
-            place.name,
-            "asking",
-            owner=presence.owner,
-            seconds=LEASE_SECONDS,
-            patience_seconds=2 * LEASE_SECONDS,
-        ):
+        with presence.lock("asking"):
             study = open_optuna_study(storage, spec, place.name, grid, points, reference)
             _check_not_deleted(study, recorded=() if stored is None else stored.trials)
         worker = Worker(

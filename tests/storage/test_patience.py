@@ -315,7 +315,6 @@ class Work:
             ),
             "begin_sitting": lambda: recorder.begin_sitting(owner=OWNER, device="cpu") and None,
             "record_sign_of_life": lambda: recorder.record_sign_of_life(self.sitting, STATE),
-            "prolong_sitting": lambda: recorder.prolong_sitting(self.sitting),
             "set_adapter": lambda: recorder.set_adapter(self.measurement, "adapters/3"),
             "record_trial_ended": lambda: recorder.record_trial_ended(
                 lease, state="pruned", costs=COSTS

@@ -75,7 +75,7 @@ class TestSittings:
         time.sleep(0.05)
         recorder.record_sign_of_life(id_)
         seen = only_sitting(storage)
-        recorder.prolong_sitting(id_)
+        recorder.record_sign_of_life(id_)
         prolonged = only_sitting(storage)
         assert before.seen_at_seconds < seen.seen_at_seconds <= prolonged.seen_at_seconds
         assert prolonged.began_at_seconds == before.began_at_seconds
