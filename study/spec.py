@@ -25,6 +25,7 @@ from data.judge_config import DEFAULT_KEY_VARIABLE, JudgeKind
 from data.nearest_name import hint_at
 from data.recipes import SettingError
 from data.scenarios import ProbesMode
+from objectives.models.loading import GptqKernel
 from search_spaces.presets import DEFAULT_PRESETS, name_presets
 from search_spaces.recipe_space import RecipeSpace, SpaceName, named_space
 from search_spaces.sampling_space import DEFAULT_MATRIX, MATRIX, SamplingSpace
@@ -142,16 +143,29 @@ class TokensSpec(_Part):
     bad_words: list[str] = []
 
 
+class LoadingSpec(_Part):
+    """Which files a model is read from, and what is allowed; see `objectives.models.loading`."""
+
+    revision: Annotated[str, Field(min_length=1)] | None = None
+    weights_file: Annotated[str, Field(min_length=1)] | None = None
+    gptq: GptqKernel = "built-in"
+    trust_remote_code: bool = False
+    pickled_weights: bool = False
+
+
 class EngineSpec(_Part):
     """What computes, and how: it changes speed and memory, and how coarsely numbers are rounded.
 
     `threads` are those of one worker on a CPU; several workers on one machine share its cores.
+    The device `split` puts one model on all GPUs and, what does not fit there, in main memory.
+    `memory_limit`, for example "24GB", is the most of a device that may be used.
     """
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|split)$")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     gradient_checkpointing: bool = False
+    memory_limit: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")] | None = None
 
 
 class StudySpec(_Part):
@@ -161,6 +175,7 @@ class StudySpec(_Part):
     name: Annotated[str, Field(pattern=r"^[\w][\w .-]{0,99}$")] | None = None
     facts: str | None = None
     model: Annotated[str, Field(min_length=1)] = "pocket"
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
     knowledge: Literal["auto", "pocket", "common"] = "auto"
     probes: str | None = None
     probes_mode: ProbesMode = "extend"
@@ -179,6 +194,7 @@ class StudySpec(_Part):
     max_knowledge_loss: Annotated[float, Field(gt=0, lt=1)] | None = None
     single_objective: SingleObjectiveSpec | None = None
     asked_samplings: Literal["own", "all"] = "own"
+    rung_share: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     free_points: FreePointsMode = "none"
     sampling: Annotated[list[str], Field(min_length=1)] = list(DEFAULT_PRESETS)
     sampling_matrix: dict[str, SettingSpec] = {}
@@ -190,6 +206,7 @@ class StudySpec(_Part):
     pruner: PrunerSpec = PrunerSpec()
     budget: BudgetSpec = BudgetSpec()
     tokens: TokensSpec = TokensSpec()
+    loading: LoadingSpec = LoadingSpec()
     engine: EngineSpec = EngineSpec()
 
     @field_validator("judge", mode="before")
