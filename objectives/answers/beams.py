@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from objectives.answers.batches import batch_alike
+from objectives.answers.cache import select_rows
 from objectives.answers.decode import Opening
 from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
@@ -52,8 +53,10 @@ def decode_by_beams(
             batch = [openings[number] for number in numbers]
             best = _Batch(base, batch, router, endings).run()
             for number, token_ids in zip(numbers, best, strict=True):
-                longest = openings[number].sampling.max_new_tokens
-                generated[number] = endings.trim(token_ids, longest)
+                opening = openings[number]
+                generated[number] = endings.trim(
+                    token_ids, opening.sampling.max_new_tokens, opening.style
+                )
         return [generated[number] for number in range(len(openings))]
 
     return with_rows_that_fit(base.model, rows_per_batch, decode_with) if openings else []
@@ -226,7 +229,7 @@ class _Batch:
             setattr(self, name, getattr(self, name)[rows])
         beams = torch.arange(self._beams, device=self._device)
         places = (rows[:, None] * self._beams + beams).flatten()
-        self._cache.batch_select_indices(places)
+        select_rows(self._cache, places)
         self._mask, self._positions = self._mask[places], self._positions[places]
 
     def _answers_in_common(self) -> dict[int, tuple[int, ...]]:
@@ -239,9 +242,10 @@ class _Batch:
         answers = {}
         for place, length in enumerate(lengths.tolist()):
             shared = self._tokens[place, 0, :length].tolist()
-            if any(map(self._endings.breaks_line, shared)):
-                answer = self._endings.trim(shared, self._longest + 1)
-                if self._endings.is_over(answer, self._longest + 1):
+            style = self._openings[self._reading[place]].style
+            if self._endings.may_have_ended(shared, style):
+                answer = self._endings.trim(shared, self._longest + 1, style)
+                if self._endings.is_over(answer, self._longest + 1, style):
                     answers[place] = answer
         return answers
 

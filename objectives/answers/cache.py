@@ -89,6 +89,12 @@ def may_share_beginnings(model: PreTrainedModel) -> bool:
     return reads_packed(model) and keeps_everything(make_cache(model))
 
 
+def select_rows(cache: DynamicCache, places: Tensor) -> None:
+    """Keep the rows at these places, wherever the layers' keys and values are."""
+    for layer in cache.layers:
+        layer.batch_select_indices(places.to(getattr(layer, "device", places.device)))
+
+
 def take_states(cache: DynamicCache, *, first_column: int) -> list[tuple[Tensor, Tensor]]:
     """Return each layer's keys and values (rows, heads, tokens, features) from a column on."""
     return [

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from transformers.cache_utils import DynamicCache
 
 from objectives.answers.batches import batch_alike
+from objectives.answers.cache import select_rows
 from objectives.answers.decode import Opening
 from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
@@ -119,7 +120,7 @@ class _Batch:
 
         tokens = candidates.gather(1, best)
         places = torch.arange(rows, device=self._base.device) * top_k + best[:, 0]
-        self._cache.batch_select_indices(places)
+        select_rows(self._cache, places)
         self._logits = logits[places]
         self._hidden = torch.cat([self._hidden, hidden.flatten(0, 1)[places, None]], dim=1)
         self._mask = torch.cat([self._mask, torch.ones_like(tokens)], dim=1)
@@ -154,13 +155,15 @@ class _Batch:
             place
             for place, row in enumerate(self._reading)
             if not self._endings.is_over(
-                self._generated[row], self._openings[row].sampling.max_new_tokens
+                self._generated[row],
+                self._openings[row].sampling.max_new_tokens,
+                self._openings[row].style,
             )
         ]
         if len(kept) == len(self._reading):
             return
         self._reading = [self._reading[place] for place in kept]
         places = torch.tensor(kept, dtype=torch.long, device=self._base.device)
-        self._cache.batch_select_indices(places)
+        select_rows(self._cache, places)
         for name in ("_logits", "_hidden", "_mask", "_positions", "_history"):
             setattr(self, name, getattr(self, name)[places])

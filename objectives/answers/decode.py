@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from data.prompts import PromptStyle
 from data.recipes import Sampling
 from objectives.answers.batches import batch_rows
 from objectives.answers.cache import (
@@ -19,12 +20,13 @@ from objectives.answers.cache import (
     keeps_everything,
     make_cache,
     may_share_beginnings,
+    select_rows,
     take_states,
 )
 from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
 from objectives.answers.sampling import History, TokenChooser, hide_padding
-from objectives.models.base import BaseModel, cache_argument
+from objectives.models.base import BaseModel, cache_argument, takes_positions
 from objectives.models.blocks import Entries
 from objectives.models.memory import with_rows_that_fit
 from objectives.models.reading import (
@@ -49,7 +51,8 @@ class Opening:
     """What decoding a row begins with.
 
     `uniforms` has a number in [0, 1) for every token the row may generate; it is empty where
-    nothing is drawn. So has `chances`, by which XTC acts or not. `draft` is a guess of what will
+    nothing is drawn. So has `chances`, by which XTC acts or not. An answer's end depends on the
+    `style` that it is asked in. `draft` is a guess of what will
     be generated, for rows that take the likeliest token without a repetition penalty: the model
     reads it together with the prompt and keeps what it would have said itself. A guess changes the
     work, never the result, as long as no beginning of it is over (greedy speculative decoding:
@@ -62,6 +65,7 @@ class Opening:
     uniforms: NDArray[np.float64]
     chances: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     draft: tuple[int, ...] = ()
+    style: PromptStyle = "plain"
 
     @property
     def read_ids(self) -> tuple[int, ...]:
@@ -86,8 +90,13 @@ def decode(
     """
     if not openings:
         return []
-    # A draft is compared with what is likeliest before anything is banned.
-    if base.token_ids.banned or not keeps_everything(make_cache(base.model)):
+    # A draft is compared with what is likeliest before anything is banned, and leaves hidden
+    # columns where it was wrong.
+    if (
+        base.token_ids.banned
+        or not takes_positions(base.model)
+        or not keeps_everything(make_cache(base.model))
+    ):
         openings = [replace(opening, draft=()) for opening in openings]
     read_ids = [opening.read_ids for opening in openings]
     slots = [opening.slot for opening in openings]
@@ -279,7 +288,7 @@ class _Reader:
         self._chooser = TokenChooser(samplings, self._base.device, token_ids=self._base.token_ids)
 
     def _select(self, places: Tensor) -> None:
-        self._cache.batch_select_indices(places)
+        select_rows(self._cache, places)
         self._mask = self._mask[places]
         self._positions = self._positions[places]
         self._history = self._history[places]
@@ -335,8 +344,9 @@ class _Reader:
         for row, token in zip(self._reading, tokens.tolist(), strict=True):
             if not self._is_over[row]:
                 self.generated[row].append(token)
+                opening = self._openings[row]
                 self._is_over[row] = self._endings.is_over(
-                    self.generated[row], self._openings[row].sampling.max_new_tokens
+                    self.generated[row], opening.sampling.max_new_tokens, opening.style
                 )
 
     def _read_history(self) -> History:

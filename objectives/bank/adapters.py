@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -137,8 +137,7 @@ def adapters_attached(
                 )
             )
             module = layout.modules[position].module
-            hook = partial(_add_adapters, adapters=adapters, laid=laid)
-            handles.append(module.register_forward_hook(hook))
+            handles.append(module.register_forward_hook(_Attached(adapters, laid)))
         yield
     finally:
         for handle in handles:
@@ -158,6 +157,18 @@ class _Adapters:
     gradients: _Gradients | None
     dropout: Callable[[], Tensor] | None
 
+    def on(self, device: torch.device) -> _Adapters:
+        """Return the same for a module on another device; gradients stay where they go."""
+        dropout = self.dropout
+        return replace(
+            self,
+            down=self.down.to(device),
+            up=self.up.to(device),
+            scales=self.scales.to(device),
+            # Drawn where all others are: the draws of a device's generator are its own.
+            dropout=None if dropout is None else lambda: dropout().to(device),
+        )
+
 
 class _Gradients:
     """Where the gradients of a module's `down` and `up` go; what is there at first is not read."""
@@ -170,7 +181,7 @@ class _Gradients:
         """Add the gradients of one use of the module; most have one in a pass."""
         for part, gradient in zip(self._parts, (down, up), strict=True):
             if self._written:
-                part.add_(gradient)
+                part.add_(gradient.to(part.device))
             else:
                 part.copy_(gradient)
         self._written = True
@@ -189,36 +200,52 @@ class _LaidInputs:
     """
 
     def __init__(self, blocks: Blocks) -> None:
-        self.blocks = blocks
+        self._blocks = blocks
+        self._blocks_on: dict[torch.device, Blocks] = {}
         # It makes autograd record even where nothing that it knows needs a gradient.
         self.anchor = torch.empty(0, requires_grad=True)
         self._last: tuple[Tensor, list[Tensor]] | None = None
 
+    def blocks(self, device: torch.device) -> Blocks:
+        """Return where the tokens of inputs on a device are."""
+        if device not in self._blocks_on:
+            self._blocks_on[device] = self._blocks.on(device)
+        return self._blocks_on[device]
+
     def of(self, inputs: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Return each block (slots, tokens, in) of inputs (.., in)."""
         if self._last is None or self._last[0] is not inputs:
-            laid = self.blocks.lay(_entries(inputs.detach(), dtype))
-            self._last = inputs, self.blocks.split(laid)
+            blocks = self.blocks(inputs.device)
+            laid = blocks.lay(_entries(inputs.detach(), dtype))
+            self._last = inputs, blocks.split(laid)
         return self._last[1]
 
 
-def _add_adapters(
-    _module: nn.Module,
-    inputs: tuple[Tensor, ...],
-    output: Tensor,
-    *,
-    adapters: tuple[_Adapters, ...],
-    laid: _LaidInputs,
-) -> Tensor:
-    blocks = laid.of(inputs[0], adapters[0].down.dtype)
-    if adapters[0].gradients is None:
-        return _add_forward(output, blocks, adapters, laid.blocks)[0]
-    # The weights are no inputs of the graph: their gradient is written where the optimizer reads
-    # it. Torch does not type what makes its function of the class.
-    added: Tensor = _AddAdapters.apply(  # type: ignore[no-untyped-call]
-        output, inputs[0], laid.anchor, blocks, adapters, laid.blocks
-    )
-    return added
+class _Attached:
+    """The forward hook of one module, which adds its adapters' output to its own.
+
+    Where the module computes on another device than the adapters are held on, they are moved to it
+    when it is first used.
+    """
+
+    def __init__(self, adapters: tuple[_Adapters, ...], laid: _LaidInputs) -> None:
+        self._adapters = adapters
+        self._laid = laid
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if output.device != self._adapters[0].down.device:
+            self._adapters = tuple(own.on(output.device) for own in self._adapters)
+        adapters, laid = self._adapters, self._laid
+        read = laid.of(inputs[0], adapters[0].down.dtype)
+        blocks = laid.blocks(output.device)
+        if adapters[0].gradients is None:
+            return _add_forward(output, read, adapters, blocks)[0]
+        # The weights are no inputs of the graph: their gradient is written where the optimizer
+        # reads it. Torch does not type what makes its function of the class.
+        added: Tensor = _AddAdapters.apply(  # type: ignore[no-untyped-call]
+            output, inputs[0], laid.anchor, read, adapters, blocks
+        )
+        return added
 
 
 def _add_forward(
@@ -242,7 +269,9 @@ def _add_forward(
         added = blocks.collect(padded)
         members = blocks.members
         total = added.add_(total) if members is None else total.index_add(0, members, added)
-    return total.view(output.shape).to(output.dtype), inner
+    # Not a view to autograd, which lets no function's view be added to in place, as Falcon does.
+    shaped: Tensor = torch.ops.aten._unsafe_view(total, output.shape)
+    return shaped.to(output.dtype), inner
 
 
 def _entries(states: Tensor, dtype: torch.dtype) -> Tensor:

@@ -33,6 +33,7 @@ from objectives.models.base import BaseModel
 from objectives.models.blocks import lay_in_blocks
 from objectives.models.devices import still_computes
 from objectives.models.memory import is_out_of_memory, release_memory
+from objectives.models.placement import devices_of, is_offloaded
 from objectives.models.recomputing import recomputing
 
 EpochTexts = Callable[[int], Sequence[str]]
@@ -139,7 +140,8 @@ class Bank:
             slots: How many adapters it can hold.
             max_rank: The largest rank of one.
             gradient_checkpointing: Compute a layer's inner values again in the backward pass
-                instead of keeping them, which takes less memory and more time.
+                instead of keeping them, which takes less memory and more time. It is done anyway
+                where weights wait in main memory.
             halves_when_full: When a pass runs out of memory, train half as many slots in a pass
                 from then on, and all in several passes; what else fails is narrowed down to the
                 slot at fault, as `step` says. Otherwise every error is raised.
@@ -148,6 +150,8 @@ class Bank:
             ModelError: If the model has no modules for adapters or cannot be computed again.
         """
         self.base = base
+        # Weights that are copied to a device for a layer would stay there until its backward pass.
+        gradient_checkpointing = gradient_checkpointing or is_offloaded(base.model)
         self._gradient_checkpointing = gradient_checkpointing
         self._recomputing = (
             partial(recomputing, base.model) if gradient_checkpointing else nullcontext
@@ -222,7 +226,7 @@ class Bank:
                 )
             except Exception as error:
                 is_full, reason = is_out_of_memory(error), _say_failure(error)
-                is_lost = not is_full and not still_computes(self.base.device)
+                is_lost = not is_full and not all(map(still_computes, devices_of(self.base.model)))
                 if is_lost or not self._halves_when_full:
                     raise
             else:
@@ -305,15 +309,25 @@ class Bank:
         group = self._adapters.group(slots, positions)
         return adapters_attached(self.layout, positions, [group], blocks)
 
-    def load(self, slot: int, folder: Path) -> None:
+    def load(self, slot: int, folder: Path, *, any_base: bool = False) -> None:
         """Put a PEFT adapter from disk in an empty slot, for answering only.
+
+        Args:
+            slot: Counted from 0.
+            folder: As PEFT writes it.
+            any_base: Take it if only its shapes fit, whichever base it was trained in.
 
         Raises:
             ModelError: If the folder holds no LoRA adapter that fits this model and bank.
             ValueError: If the slot is not empty.
         """
         self._require_empty(slot)
-        matrices = read_adapter(folder, self.layout.modules, max_rank=self.max_rank)
+        matrices = read_adapter(
+            folder,
+            self.layout.modules,
+            max_rank=self.max_rank,
+            base_digest=None if any_base else self.base.digest,
+        )
         positions = range(len(self.layout.modules))
         largest = max(len(loaded.down) for loaded in matrices.values())
         self._adapters.cover(slot, rank=largest, positions=positions, scale=1)
@@ -561,19 +575,7 @@ class Bank:
 
 
 def _encode(base: BaseModel, text: str) -> tuple[int, ...]:
-    """Return a text's tokens.
-
-    Raises:
-        ValueError: If the model does not know one: on a GPU reading it would end the process.
-    """
-    token_ids = tuple(base.encode_document(text))
-    known = base.model.get_input_embeddings().weight.shape[0]
-    if max(token_ids) >= known:
-        raise ValueError(
-            f"token {max(token_ids)} is not allowed; {base.name} knows tokens below {known}, and "
-            "its tokenizer has more"
-        )
-    return token_ids
+    return tuple(base.encode_document(text))
 
 
 def _say_failure(error: Exception) -> str:

@@ -8,7 +8,7 @@ padded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,20 @@ class Blocks:
     places: Tensor | None
     members: Tensor | None
     fillers: Tensor | None
+
+    def on(self, device: torch.device) -> Blocks:
+        """Return the same for entries on another device."""
+
+        def moved(places: Tensor | None) -> Tensor | None:
+            return None if places is None else places.to(device)
+
+        return replace(
+            self,
+            gather=moved(self.gather),
+            places=moved(self.places),
+            members=moved(self.members),
+            fillers=moved(self.fillers),
+        )
 
     @property
     def padded_entries(self) -> int:

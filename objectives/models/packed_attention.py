@@ -33,19 +33,38 @@ class Attention:
     rows_of_block: tuple[Tensor, ...] = ()
     masks: tuple[Tensor, ...] = ()
 
+    def on(self, device: torch.device) -> Attention:
+        """Return the same for tokens on another device."""
+        keys = self.keys.on(device)
+        return Attention(
+            keys=keys,
+            queries=keys if self.queries is self.keys else self.queries.on(device),
+            rows_of_block=tuple(rows.to(device) for rows in self.rows_of_block),
+            masks=tuple(mask.to(device) for mask in self.masks),
+        )
+
 
 class PassAttention:
     """What attention needs in one pass: where rows are, and the cache that gets their keys.
 
-    What all layers need is made once.
+    What all layers of a device need is made once. The tensors of `attention` are on `device`.
     """
 
-    def __init__(self, attention: Attention, cache: DynamicCache | None) -> None:
+    def __init__(
+        self, attention: Attention, cache: DynamicCache | None, device: torch.device
+    ) -> None:
         self.attention = attention
         self.cache = cache
+        self._on: dict[torch.device, PassAttention] = {device: self}
         self._per_head: dict[tuple[int, int], Blocks] = {}
         self._masks: dict[int | None, Sequence[Tensor | None]] = {}
         self._hidden: dict[int | None, list[Tensor]] = {}
+
+    def on(self, device: torch.device) -> PassAttention:
+        """Return what layers on a device need."""
+        if device not in self._on:
+            self._on[device] = PassAttention(self.attention.on(device), self.cache, device)
+        return self._on[device]
 
     def per_head(self, blocks: Blocks, states: Tensor) -> Blocks:
         """Return how states (1, heads, ..) lie in blocks by head."""
@@ -124,6 +143,7 @@ def _attend_packed(
             beginnings must not be longer.
         kwargs: What the model's own attention gets.
     """
+    packed_attention = packed_attention.on(query.device)
     attention = packed_attention.attention
     shares_nothing = not attention.masks
     if shares_nothing and suits_short_rows(module, query, key, attention.keys, kwargs):

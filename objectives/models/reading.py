@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from objectives.models.base import BaseModel, cache_argument
+from objectives.models.base import BaseModel, cache_argument, input_device
 from objectives.models.blocks import Entries, cut_where_it_pays, lay_in_blocks
 from objectives.models.packed_attention import PACKED_ATTENTION, Attention, PassAttention
 
@@ -156,7 +156,7 @@ def attending(
         yield {
             **inputs,
             "position_ids": rows.positions,
-            "packed_attention": PassAttention(rows.attention, cache),
+            "packed_attention": PassAttention(rows.attention, cache, rows.token_ids.device),
         }
     finally:
         model.config._attn_implementation = before
@@ -165,10 +165,13 @@ def attending(
 @contextmanager
 def logits_only_of(model: PreTrainedModel, entries: Tensor) -> Iterator[None]:
     """During it the model computes logits (len(entries), vocabulary) of these entries only."""
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(
-        lambda _head, inputs: (inputs[0].flatten(0, 1).index_select(0, entries),)
-    )
+
+    def select(_head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        # On several devices the last layer, and so the head's input, may be on another one.
+        states = inputs[0].flatten(0, 1)
+        return (states.index_select(0, entries.to(states.device)),)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
         yield
     finally:
@@ -196,7 +199,8 @@ def _try_packed(model: PreTrainedModel) -> bool:
     vocabulary = int(model.config.get_text_config().vocab_size)
     numbers = [number % vocabulary for number in range(3, 3 + 7 * 12, 7)]
     short, long = tuple(numbers[:5]), tuple(numbers[5:])
-    packed = _pack([short, long], model.device)
+    device = input_device(model)
+    packed = _pack([short, long], device)
     with attending(model, packed) as inputs:
         try:
             together = model(**inputs).logits[0].float()
@@ -204,7 +208,7 @@ def _try_packed(model: PreTrainedModel) -> bool:
             return False
     alone = torch.cat(
         [
-            model(torch.tensor([row], device=model.device), use_cache=False).logits[0].float()
+            model(torch.tensor([row], device=device), use_cache=False).logits[0].float()
             for row in (short, long)
         ]
     )
