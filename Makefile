@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: study test test-slow chaos check bench pocket clean
+.PHONY: study test test-slow test-extras chaos check bench parity-auto-gptq pocket clean
 
 study: .venv/installed
 	$(BIN)/remember run
@@ -11,6 +11,10 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-dev
 	$(BIN)/pytest -m slow
+
+# What needs an optional package, in an environment that has them all.
+test-extras: .venv-extras/installed
+	.venv-extras/bin/python -m pytest -m "extras and not chaos"
 
 chaos: .venv/installed-dev
 	$(BIN)/pytest -m chaos -s
@@ -23,6 +27,10 @@ check: .venv/installed-dev
 
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks
+
+# Our GPTQ reader beside auto-gptq, which cannot be imported beside transformers 5.
+parity-auto-gptq: .venv/installed .venv-auto-gptq/installed
+	$(BIN)/python -m benchmarks.auto_gptq --python .venv-auto-gptq/bin/python
 
 pocket: .venv/installed
 	$(BIN)/remember pocket build --to runs/pocket
@@ -38,5 +46,17 @@ pocket: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
+.venv-extras/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-extras
+	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,gguf,gptq]"
+	touch $@
+
+# The newest releases that auto-gptq, which is archived, works with.
+.venv-auto-gptq/installed:
+	$(PYTHON) -m venv .venv-auto-gptq
+	.venv-auto-gptq/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==2.13.0 transformers==4.57.6 peft==0.17.1 auto-gptq==0.7.1 optimum==2.3.0
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-extras .venv-auto-gptq runs

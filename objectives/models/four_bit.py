@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from objectives.models.base import ModelError
@@ -27,16 +28,17 @@ _ROOM_FOR_ROUNDING = 1 + 2.0**-10
 class FourBitLinear(nn.Module):
     """A frozen linear module whose weights are (code - zero point) * scale, codes from 0 to 15.
 
-    The layout is auto-gptq's first (`checkpoint_format` "gptq"; Frantar et al., 2210.17323): eight
-    codes lie in an int32, the first in its lowest bits, and zero points are stored minus one.
-    Choose a model's floating point type before, for casting it casts the scales, too.
+    The layout is auto-gptq's (Frantar et al., 2210.17323): eight codes lie in an int32, the first
+    in its lowest bits. Zero points are stored minus one (`checkpoint_format` "gptq"), where 15
+    means 0, or as they are ("gptq_v2"). Choose a model's floating point type before, for casting
+    it casts the scales, too.
 
     Buffers:
         qweight: (in / 8, out) int32, eight inputs' codes in each.
-        qzeros: (groups, out / 8) int32, eight outputs' zero points minus one in each.
+        qzeros: (groups, out / 8) int32, eight outputs' zero points in each.
         scales: (groups, out) float16.
         g_idx: (in) int32, the group of each input. Files without it mean input // group size,
-            which a new module has; under act-order ("desc_act") it is any other order.
+            which a new module has; under act-order ("desc_act") it is those in another order.
         bias: (out), or None.
     """
 
@@ -53,15 +55,18 @@ class FourBitLinear(nn.Module):
         *,
         group_size: int,
         bias: bool = False,
+        zero_points_less_one: bool = True,
         device: torch.device | None = None,
     ) -> None:
         """Make a module whose weights are all zero, to be filled.
 
         Args:
-            in_features: A multiple of 8 and of the group size.
+            in_features: A multiple of 8.
             out_features: A multiple of 8.
-            group_size: How many inputs share a scale and a zero point.
+            group_size: How many inputs share a scale and a zero point, -1 for all; the last group
+                may have fewer.
             bias: Whether something is added to the product.
+            zero_points_less_one: Whether the zero points are stored minus one.
             device: Where the buffers are.
 
         Raises:
@@ -70,13 +75,16 @@ class FourBitLinear(nn.Module):
         super().__init__()
         for field, features in (("in_features", in_features), ("out_features", out_features)):
             _require_multiple(field, features, _CODES_PER_INT)
-        if group_size < 1:
-            raise ModelError(f"group_size: {group_size} is not allowed; it must be at least 1")
-        _require_multiple("in_features", in_features, group_size, "group_size")
+        if group_size < 1 and group_size != -1:
+            raise ModelError(
+                f"group_size: {group_size} is not allowed; it must be at least 1, or -1 for one "
+                "group of all inputs"
+            )
         self.in_features = in_features
         self.out_features = out_features
-        self.group_size = group_size
-        groups = in_features // group_size
+        self.group_size = in_features if group_size == -1 else min(group_size, in_features)
+        self.zero_points_less_one = zero_points_less_one
+        groups = math.ceil(in_features / self.group_size)
 
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -88,10 +96,11 @@ class FourBitLinear(nn.Module):
             "qzeros", zeros(groups, out_features // _CODES_PER_INT, dtype=torch.int32)
         )
         self.register_buffer("scales", zeros(groups, out_features, dtype=torch.float16))
-        self.register_buffer("g_idx", self._sequential_groups(device))
+        self.register_buffer("g_idx", self.sequential_groups(device))
         self.register_buffer("bias", zeros(out_features, dtype=torch.float16) if bias else None)
-        # Whether g_idx is in order; found out when it is first needed, because on a GPU it waits.
-        self._is_sequential: bool | None = None
+        # The inputs by group; found out when first needed, because on a GPU that waits.
+        self._order: Tensor | None = None
+        self._knows_order = False
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return (.., out) of inputs (.., in), computed in the inputs' floating point type."""
@@ -103,50 +112,74 @@ class FourBitLinear(nn.Module):
 
         The products are computed in fp32 and rounded to `dtype` once.
         """
-        codes, zero_points = _unpack(self.qweight), _unpack(self.qzeros.T).T + 1
-        scales = self.scales.float()
-        if not self._groups_are_sequential():
-            zero_points = zero_points.index_select(0, self.g_idx)
-            scales = scales.index_select(0, self.g_idx)
-        # (groups, inputs of each, out), every input being a group of its own under act-order.
-        # Moving memory is all that this costs, so that integers stay single bytes to the end.
-        steps = codes.view(len(scales), -1, self.out_features).sub_(zero_points[:, None])
+        weight = self.dequantise_by_group(dtype)
+        order = self.order()
+        return weight if order is None else torch.empty_like(weight).index_copy_(0, order, weight)
+
+    def dequantise_by_group(self, dtype: torch.dtype) -> Tensor:
+        """Return the weights (in, out) as `dequantise` does, but of inputs in `order`."""
+        codes, zero_points = _unpack(self.qweight), _unpack(self.qzeros.T).T
+        if self.zero_points_less_one:
+            zero_points = (zero_points + 1).bitwise_and_(_HIGHEST_CODE)
+        order = self.order()
+        if order is not None:
+            codes = codes.index_select(0, order)
+        lacking = len(zero_points) * self.group_size - self.in_features
+        if lacking:
+            codes = nn.functional.pad(codes, (0, 0, 0, lacking))
+        # (groups, inputs of each, out). Moving memory is all that this costs, so that integers
+        # stay single bytes to the end.
+        steps = codes.view(len(zero_points), self.group_size, self.out_features)
+        steps = steps.sub_(zero_points[:, None])
         weight = torch.empty(steps.shape, dtype=dtype, device=steps.device)
-        torch.mul(steps, scales[:, None], out=weight)
-        return weight.view(self.in_features, self.out_features)
+        torch.mul(steps, self.scales.float()[:, None], out=weight)
+        return weight.view(-1, self.out_features)[: self.in_features]
 
-    def _sequential_groups(self, device: torch.device | None) -> Tensor:
+    def order(self) -> Tensor | None:
+        """Return the inputs (in) such that those of a group are neighbours; None if they are."""
+        if not self._knows_order:
+            is_sequential = torch.equal(self.g_idx, self.sequential_groups(self.g_idx.device))
+            self._order = None if is_sequential else self.g_idx.argsort(stable=True)
+            self._knows_order = True
+        return self._order
+
+    def sequential_groups(self, device: torch.device | None = None) -> Tensor:
+        """Return the group of each input (in) where a group's inputs are neighbours."""
         return torch.arange(self.in_features, dtype=torch.int32, device=device) // self.group_size
-
-    def _groups_are_sequential(self) -> bool:
-        if self._is_sequential is None:
-            self._is_sequential = torch.equal(
-                self.g_idx, self._sequential_groups(self.g_idx.device)
-            )
-        return self._is_sequential
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._is_sequential = None
+        self._knows_order = False
 
 
 class _Multiply(torch.autograd.Function):
-    """A product with 4-bit weights that keeps neither inputs nor dense weights for backward."""
+    """A product with 4-bit weights that keeps neither inputs nor dense weights for backward.
+
+    Where groups are out of order, inputs are moved rather than the far more weights.
+    """
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, module: FourBitLinear) -> Tensor:
         ctx.module = module
-        return inputs @ module.dequantise(inputs.dtype)
+        order = module.order()
+        moved = inputs if order is None else inputs.index_select(-1, order)
+        return moved @ module.dequantise_by_group(inputs.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        return gradient @ ctx.module.dequantise(gradient.dtype).T, None
+        # Weights that wait in main memory are copied here again; the forward pass's are gone.
+        with align_module_device(ctx.module):
+            moved = gradient @ ctx.module.dequantise_by_group(gradient.dtype).T
+        order = ctx.module.order()
+        return moved if order is None else torch.empty_like(moved).index_copy_(
+            -1, order, moved
+        ), None
 
 
 @torch.no_grad()
 def quantise_round_to_nearest(
-    weight: Tensor, *, group_size: int, bias: Tensor | None = None
+    weight: Tensor, *, group_size: int, bias: Tensor | None = None, order: Tensor | None = None
 ) -> FourBitLinear:
     """Return a 4-bit module whose weights are at most half a step from `weight`.
 
@@ -155,23 +188,31 @@ def quantise_round_to_nearest(
 
     Args:
         weight: (out, in), as a dense linear module has it.
-        group_size: How many inputs share a scale and a zero point.
+        group_size: How many inputs share a scale and a zero point, -1 for all.
         bias: (out).
+        order: (in), the inputs in the order in which they are put into groups, as act-order does;
+            by default their own.
 
     Raises:
-        ModelError: If the sizes do not fit the layout.
+        ModelError: If the sizes do not fit the layout, or the last group would be smaller.
     """
     out_features, in_features = weight.shape
     module = FourBitLinear(in_features, out_features, group_size=group_size, device=weight.device)
-    grouped = weight.T.float().reshape(-1, group_size, out_features)
+    _require_multiple("in_features", in_features, module.group_size, "group_size")
+    inputs = weight.T.float() if order is None else weight.T.float()[order]
+    grouped = inputs.reshape(-1, module.group_size, out_features)
     low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
-    # A zero point of 0 cannot be stored minus one, so that one code always lies below zero.
+    # Not all kernels read a zero point of 0 that is stored minus one; so one code is below zero.
     steps = torch.maximum((high - low) / _HIGHEST_CODE, high / (_HIGHEST_CODE - 1))
     module.scales = (steps * _ROOM_FOR_ROUNDING).clamp(min=_SMALLEST_SCALE).half()
     scales = module.scales.float()
     zero_points = (-low / scales).round().clamp(min=1)
     codes = (grouped / scales[:, None]).round() + zero_points[:, None]
-    module.qweight = _pack(codes.clamp(0, _HIGHEST_CODE).flatten(0, 1))
+    codes = codes.clamp(0, _HIGHEST_CODE).flatten(0, 1)
+    if order is not None:
+        places = order.argsort()
+        codes, module.g_idx = codes[places], module.g_idx[places]
+    module.qweight = _pack(codes)
     module.qzeros = _pack(zero_points.T - 1).T.contiguous()
     module.bias = bias
     return module
