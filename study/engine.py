@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from objectives.models.base import NO_RULES, BaseModel, TokenRules
+from objectives.models.base import BaseModel, TokenRules
 from objectives.models.devices import use_threads
 from objectives.models.load import load_base_model
+from objectives.models.loading import Loading
+from objectives.models.memory_limit import cap_memory
 from study.spec import EngineSpec, StudySpec
 
 
@@ -29,27 +31,38 @@ def load_engine(spec: StudySpec, engine: EngineSpec | None = None) -> BaseModel:
     The engine is the study's own unless another one is named.
 
     Raises:
-        ModelError: If the model or the device is not there, or a rule does not fit its tokens.
+        ModelError: As `load_base_model`.
     """
     engine = engine or spec.engine
     use_threads(engine.threads)
-    rules = TokenRules(
-        end=tuple(spec.tokens.end),
-        pad=spec.tokens.pad,
-        bad_words=tuple(spec.tokens.bad_words),
+    cap_memory(_named(engine.device), engine.memory_limit_bytes)
+    return load_base_model(
+        spec.model,
+        device=_named(engine.device),
+        dtype=None if engine.dtype == "auto" else engine.dtype,
+        rules=TokenRules(
+            end=tuple(spec.tokens.end),
+            pad=spec.tokens.pad,
+            bad_words=tuple(spec.tokens.bad_words),
+        ),
+        loading=Loading(**spec.loading.model_dump()),
+        memory_limit_bytes=engine.memory_limit_bytes,
+        chat_template=spec.chat_template,
     )
-    return load_on(engine, spec.model, rules=rules)
 
 
-def load_on(engine: EngineSpec, name: str, *, rules: TokenRules = NO_RULES) -> BaseModel:
+def load_on(engine: EngineSpec, name: str) -> BaseModel:
     """Return a model where and as precise as `engine` says; "auto" leaves it to the machine.
 
     Raises:
-        ModelError: If the model or the device is not there, or a rule does not fit its tokens.
+        ModelError: If the model or the device is not there.
     """
     return load_base_model(
         name,
-        device=None if engine.device == "auto" else engine.device,
+        device=_named(engine.device),
         dtype=None if engine.dtype == "auto" else engine.dtype,
-        rules=rules,
     )
+
+
+def _named(device: str) -> str | None:
+    return None if device == "auto" else device

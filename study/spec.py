@@ -162,10 +162,20 @@ class EngineSpec(_Part):
     """
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|split)$")] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     gradient_checkpointing: bool = False
     memory_limit: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")] | None = None
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """Return `memory_limit` in bytes, None without one: 1 GB is 10^9 and 1 GiB is 2^30."""
+        if self.memory_limit is None:
+            return None
+        number = self.memory_limit.rstrip("KMGTiB ")
+        unit = self.memory_limit.removeprefix(number).strip()
+        thousand = 1024 if "i" in unit else 1000
+        return int(float(number) * thousand ** ("KMGT".index(unit[0]) + 1))
 
 
 class StudySpec(_Part):
@@ -333,7 +343,8 @@ def load_spec(path: Path | None, flags: Mapping[str, Any]) -> StudySpec:
 
     Args:
         path: The study file; None for the defaults.
-        flags: Fields by name; None means that the flag was not given.
+        flags: Fields by name, those of a part as `part.field`; None means that the flag was not
+            given.
 
     Raises:
         ConfigurationError: If the file cannot be read or a field is wrong.
@@ -341,12 +352,25 @@ def load_spec(path: Path | None, flags: Mapping[str, Any]) -> StudySpec:
     values = {} if path is None else _read_toml(path)
     if os.environ.get(STORAGE_VARIABLE):
         values["storage"] = os.environ[STORAGE_VARIABLE]
-    values |= {name: value for name, value in flags.items() if value is not None}
+    for name, value in flags.items():
+        if value is not None:
+            _put(values, name, value)
     try:
         return StudySpec.model_validate(values)
     except ValidationError as error:
         source = "" if path is None else f"{path}: "
         raise ConfigurationError(source + "; ".join(_explain(error))) from error
+
+
+def _put(values: dict[str, Any], name: str, value: object) -> None:
+    """Put a flag's value into its field, in place of the file's."""
+    part, _, field = name.rpartition(".")
+    if part:
+        fields = values.setdefault(part, {})
+        # What is no table is refused when all is checked.
+        values[part] = {**fields, field: value} if isinstance(fields, dict) else fields
+    else:
+        values[field] = value
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -16,6 +16,11 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
+def versions_with(revision: str | None) -> dict[str, str]:
+    """Return the versions of all that figures depend on, the model's commit included if any."""
+    return package_versions() | ({} if revision is None else {"model revision": revision})
+
+
 def versions_used(sittings: Iterable[SittingRecord]) -> dict[str, str]:
     """Return the versions that a study's workers ran on, by package; several where they differed.
 

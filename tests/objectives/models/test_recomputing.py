@@ -150,19 +150,21 @@ def test_a_model_whose_layers_cannot_be_recomputed_is_refused() -> None:
         pass
 
 
-class WithoutLayers(PreTrainedModel):  # type: ignore[misc]
-    """A model with modules for adapters, but none that transformers could compute again."""
+class WithOwnLayers(PreTrainedModel):  # type: ignore[misc]
+    """A model with modules for adapters, in layers that transformers could not compute again."""
 
     config_class = LlamaConfig
 
     def __init__(self) -> None:
         super().__init__(LlamaConfig())
-        self.q_proj = torch.nn.Linear(2, 2)
-        self.up_proj = torch.nn.Linear(2, 2)
+        names = ("q_proj", "up_proj")
+        layer = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in names})
+        self.layers = torch.nn.ModuleList([layer])
+        self.embed_tokens = torch.nn.Embedding(2, 2)
 
 
 def test_a_bank_on_such_a_model_is_refused_before_anything_is_trained(base: BaseModel) -> None:
-    bare = replace(base, model=WithoutLayers())
+    bare = replace(base, model=WithOwnLayers())
     assert Bank(bare, slots=1, max_rank=1).slots == 1
-    with pytest.raises(ModelError, match="gradient_checkpointing: WithoutLayers does not"):
+    with pytest.raises(ModelError, match="gradient_checkpointing: WithOwnLayers does not"):
         Bank(bare, slots=1, max_rank=1, gradient_checkpointing=True)
