@@ -103,6 +103,27 @@ def front_points(points: Sequence[Point], reference: Reference) -> tuple[Point, 
     return tuple(in_reach[index] for index in non_dominated(values))
 
 
+def may_join_front(
+    measurement: Measurement, points: Sequence[Point], reference: Reference
+) -> bool:
+    """Return whether a measurement beats the reference and no point is better than it.
+
+    One with the values of a point may take that point's place.
+    """
+    if not _has_both(measurement):
+        return False
+    recall = _measured(measurement.recall.value)
+    loss = _measured(measurement.knowledge_loss.value)
+    if recall <= reference.recall or loss >= reference.knowledge_loss:
+        return False
+    return not any(
+        point.recall >= recall
+        and point.knowledge_loss <= loss
+        and (point.recall, point.knowledge_loss) != (recall, loss)
+        for point in points
+    )
+
+
 def recommend(front: Sequence[Point]) -> Point | None:
     """Return the member of a front to take, or None when the front is empty.
 

@@ -9,7 +9,7 @@ import bm25s
 
 from data.facts import Fact
 from data.formats import write_document
-from data.prompts import Prompt
+from data.prompts import ChatFrame, Prompt, put_question
 
 
 def write_context(facts: Sequence[Fact]) -> str:
@@ -17,12 +17,21 @@ def write_context(facts: Sequence[Fact]) -> str:
     return "".join(f"{_write_line(fact)}\n" for fact in facts)
 
 
-def put_before(context: str, prompt: Prompt) -> Prompt:
+def put_before(context: str, prompt: Prompt, chat: ChatFrame | None = None) -> Prompt:
     """Return a prompt that reads the context first and then asks as it did.
 
-    Only its text is another. Without a context it is the prompt itself.
+    Only its text is another. In a chat the context stands in the user's turn, for what comes
+    before the template is not what the model was trained to read. Without a context it is the
+    prompt itself.
+
+    Raises:
+        ValueError: If the prompt is of the style "chat" and there is no frame.
     """
-    return replace(prompt, text=f"{context}{prompt.text}") if context else prompt
+    if not context:
+        return prompt
+    if prompt.style == "chat":
+        return replace(prompt, text=put_question(f"{context}{prompt.question}", "chat", chat))
+    return replace(prompt, text=f"{context}{prompt.text}")
 
 
 class FactFinder:

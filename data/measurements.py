@@ -121,6 +121,24 @@ class SamplingMeasurement:
     base_loss: Estimate
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterCost:
+    """What an adapter of a trial after `epoch` epochs takes, and how fast it answers.
+
+    `parameters` are its trained weights and `file_bytes` their file. With the adapter and without
+    it, in turns, the model was asked the same `prompts` questions greedily, all in one batch; the
+    rates are medians, in generated tokens of all of them (higher is better).
+    """
+
+    trial: int
+    epoch: int
+    parameters: int
+    file_bytes: int
+    prompts: int
+    tokens_per_second: float
+    base_tokens_per_second: float
+
+
 FloorName = Literal["base", "all facts", "best fact"]
 
 

@@ -52,4 +52,5 @@ def write_styled(question: str, answer: str, style: PromptStyle) -> str:
     """Return a question in a prompt style followed by its answer."""
     if style == "assistant":
         return f"{put_question(question, style)} {answer}"
+    assert style != "chat", "the pocket model has no chat template"
     return write_document(question, answer, None, style)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from data.facts import text_digest
-from data.prompts import PROMPT_STYLES, Prompt, PromptStyle, put_question
+from data.prompts import ChatFrame, Prompt, PromptStyle, put_question, styles_for
 
 Ring = Literal["neighbours", "domain", "general", "skills", "manners"]
 RINGS: tuple[Ring, ...] = get_args(Ring)
@@ -32,14 +32,19 @@ class Probe:
 
     @property
     def style(self) -> PromptStyle:
-        """Return the one prompt style this probe is asked in at rungs, fixed by its id."""
-        return PROMPT_STYLES[int(self.id, 16) % len(PROMPT_STYLES)]
+        """Return its own style, in which it is asked of a model without a chat template."""
+        return self.style_with(None)
 
-    def prompt(self, style: PromptStyle | None = None) -> Prompt:
+    def style_with(self, chat: ChatFrame | None) -> PromptStyle:
+        """Return the one style that it is asked in at rungs, fixed by its id."""
+        styles = styles_for(chat)
+        return styles[int(self.id, 16) % len(styles)]
+
+    def prompt(self, style: PromptStyle | None = None, *, chat: ChatFrame | None = None) -> Prompt:
         """Return the probe as a prompt, in its own style unless another is named."""
-        style = style or self.style
+        style = style or self.style_with(chat)
         return Prompt(
-            text=put_question(self.question, style),
+            text=put_question(self.question, style, chat),
             style=style,
             phrasing="probe",
             subject=self.id,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from data.intervals import bootstrap_t_interval, stratified_loss_interval, wilson_interval
 from data.measurements import Estimate, RecallPart, RingChange, Verdict
 from data.probes import MIN_KNOWN_PER_RING, RINGS
-from data.prompts import PHRASINGS, PROMPT_STYLES, Phrasing
+from data.prompts import ALL_STYLES, PHRASINGS, Phrasing
 
 
 def score_recall(
@@ -44,7 +44,7 @@ def recall_parts(verdicts: Sequence[Verdict]) -> tuple[RecallPart, ...]:
             continue
         whole = score_recall(asked, phrasing=phrasing)
         parts.append(RecallPart(phrasing=phrasing, style=None, recall=whole))
-        for style in PROMPT_STYLES:
+        for style in ALL_STYLES:
             in_style = [verdict for verdict in asked if verdict.answer.prompt.style == style]
             if in_style:
                 recall = score_recall(in_style, phrasing=phrasing)

@@ -50,7 +50,7 @@ def measure_floors(
         AskingStopped: If `should_stop` says so.
         JudgeUnreachable: If the judge gives no reply.
     """
-    prompts = fact_prompts(facts, SEARCHED)
+    prompts = fact_prompts(facts, SEARCHED, chat=base.chat)
     finder = FactFinder(facts)
     matches = {prompt.question: finder.find(prompt.question) for prompt in prompts}
     best = {question: write_context((fact,) if fact else ()) for question, fact in matches.items()}
@@ -78,10 +78,10 @@ def _measure(
     pairs = list(zip(contexts, prompts, strict=True))
     longest = max(pairs, key=lambda pair: len(pair[0]) + len(pair[1].text))
     # One is looked at first: thousands of contexts may be far too long to be put together.
-    reason = _why_not(base, _count_tokens(base, put_before(*longest)), len(prompts))
+    reason = _why_not(base, _count_tokens(base, put_before(*longest, base.chat)), len(prompts))
     if reason is not None:
         return _not_measured(name, reason)
-    told = [put_before(context, prompt) for context, prompt in pairs]
+    told = [put_before(context, prompt, base.chat) for context, prompt in pairs]
     tokens = [_count_tokens(base, prompt) for prompt in told]
     reason = _why_not(base, max(tokens), len(prompts))
     if reason is not None:

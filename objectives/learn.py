@@ -15,6 +15,7 @@ from data.measurements import Estimate, Measurement, SamplingMeasurement, Verdic
 from data.probes import KnownFact
 from data.prompts import Phrasing, Prompt, fact_prompts, put_question
 from data.recipes import GREEDY, Recipe, Sampling
+from data.rung_part import choose_probes, choose_prompts
 from data.scenarios import Scenario
 from objectives.answers.generate import generate
 from objectives.answers.request import (
@@ -45,23 +46,35 @@ class Measured:
     verdicts: tuple[Verdict, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Questions:
+    """What an adapter is asked: about facts, and the probes with the base's answers to them."""
+
+    prompts: tuple[Prompt, ...]
+    references: tuple[Continuation, ...]
+    probe_verdicts: tuple[Verdict, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """A slot whose adapter is to be measured: greedily, and then under each of `samplings`.
 
-    `noise_seed` fixes the samplings' draws.
+    `noise_seed` fixes the samplings' draws. `is_part` asks only the part of the prompts that rungs
+    ask.
     """
 
     slot: int
     noise_seed: int
     samplings: tuple[Sampling, ...] = ()
+    is_part: bool = False
 
 
 class Learning:
     """Trains and measures the adapters of one bank against its untouched base model.
 
     Making it asks the base everything once: `base` is the reference, `facts` are those it does not
-    know, `already_known` those that are set aside.
+    know, `already_known` those that are set aside. Of a `rung_share` below 1 that share of all
+    prompts is what rungs ask, always the same.
 
     Whatever asks can be stopped: of a large model a measurement lasts minutes, and whoever is told
     to stop must have saved all trials and be gone within ten seconds. So `should_stop` is asked
@@ -78,6 +91,7 @@ class Learning:
         slots: int,
         max_rank: int,
         gradient_checkpointing: bool = False,
+        rung_share: float = 1.0,
         should_stop: Callable[[], bool] = never,
     ) -> None:
         """Ask the base.
@@ -89,6 +103,7 @@ class Learning:
             slots: How many adapters train at once.
             max_rank: The largest rank of one.
             gradient_checkpointing: As in `Bank`.
+            rung_share: The share of the prompts that is asked where not everything is.
             should_stop: Whether to stop asking; quick, for it is asked often.
 
         Raises:
@@ -103,12 +118,12 @@ class Learning:
         self._judge = judge
         self._held_out = tuple(probe.statement for probe in scenario.probes if probe.statement)
 
-        asked = self._ask_base(fact_prompts(scenario.facts, EVERYTHING))
+        asked = self._ask_base(fact_prompts(scenario.facts, EVERYTHING, chat=base.chat))
         fact_verdicts = self._judge_answers(asked)
         known = scoring.known_facts(fact_verdicts)
         self.already_known: tuple[Fact, ...] = tuple(f for f in scenario.facts if f.id in known)
         self.facts: tuple[Fact, ...] = tuple(f for f in scenario.facts if f.id not in known)
-        self._prompts = fact_prompts(self.facts, SEARCHED)
+        self._prompts = fact_prompts(self.facts, SEARCHED, chat=base.chat)
         self._test_references = [
             continuation
             for continuation in asked
@@ -117,9 +132,15 @@ class Learning:
         ]
         self._known_facts = self._keep_known(scenario.known_facts)
 
-        self._probe_prompts = [probe.prompt() for probe in scenario.probes]
+        self._probe_prompts = [probe.prompt(chat=base.chat) for probe in scenario.probes]
         self._probe_references = self._ask_base(self._probe_prompts)
         self._probe_verdicts = self._judge_answers(self._probe_references)
+        self._everything = _Questions(
+            prompts=self._prompts,
+            references=tuple(self._probe_references),
+            probe_verdicts=self._probe_verdicts,
+        )
+        self._part = self._choose_part(scenario, rung_share)
         (self._base_nats,) = self._mean_nats([BASE])
         self._new_fact_verdicts = [
             verdict for verdict in fact_verdicts if verdict.answer.prompt.subject not in known
@@ -131,6 +152,29 @@ class Learning:
             epoch=0,
             tokens=0,
             drift_nats=self._drift(self._base_nats),
+        )
+
+    @property
+    def rungs_ask_a_part(self) -> bool:
+        """Return whether a turn that `is_part` asks less than another."""
+        return self._part is not self._everything
+
+    def _choose_part(self, scenario: Scenario, share: float) -> _Questions:
+        """Return what rungs ask."""
+        if share == 1:
+            return self._everything
+        # Of all facts, so that which of them the base knows does not matter to the others.
+        chosen = frozenset(
+            choose_prompts(
+                fact_prompts(scenario.facts, SEARCHED, chat=self._model.chat), share=share
+            )
+        )
+        known = [verdict.is_correct for verdict in self._probe_verdicts]
+        places = choose_probes(self._probe_prompts, known, share=share)
+        return _Questions(
+            prompts=tuple(prompt for prompt in self._prompts if prompt in chosen),
+            references=tuple(self._probe_references[place] for place in places),
+            probe_verdicts=tuple(self._probe_verdicts[place] for place in places),
         )
 
     def use_slots(self, slots: int) -> None:
@@ -165,31 +209,33 @@ class Learning:
             AskingStopped: If it was to stop.
             JudgeUnreachable: If the judge gives no reply.
         """
+        asked = [self._part if turn.is_part else self._everything for turn in turns]
         requests = [
             request
-            for turn in turns
+            for turn, questions in zip(turns, asked, strict=True)
             for sampling in self._samplings(turn)
-            for request in _ask(self._prompts, turn.slot, sampling, turn.noise_seed)
+            for request in _ask(questions.prompts, turn.slot, sampling, turn.noise_seed)
         ]
         continuations = iter(self._ask(requests))
         slots = [turn.slot for turn in turns]
-        probed = [self._judge_answers(answered) for answered in self._verify_probes(slots)]
+        probed = self._probe(turns, asked)
         nats = self._mean_nats(slots)
         return [
             tuple(
                 self._score(
                     self._judge_answers(
-                        list(islice(continuations, _count_answers(self._prompts, sampling)))
+                        list(islice(continuations, _count_answers(questions.prompts, sampling)))
                     ),
                     probes,
                     sampling,
+                    questions=questions,
                     epoch=self.bank.progress(turn.slot).epoch,
                     tokens=self.bank.progress(turn.slot).trained_tokens,
                     drift_nats=self._drift(turn_nats),
                 )
                 for sampling in self._samplings(turn)
             )
-            for turn, probes, turn_nats in zip(turns, probed, nats, strict=True)
+            for turn, questions, probes, turn_nats in zip(turns, asked, probed, nats, strict=True)
         ]
 
     def measure_everything(
@@ -206,10 +252,10 @@ class Learning:
         A loaded adapter does not know how long it was trained: `epoch` and `trained_tokens` tell.
         Under a `sampling` that draws, `noise_seed` fixes what it draws; probes are asked greedily.
         """
-        prompts = fact_prompts(self.facts, EVERYTHING)
+        prompts = fact_prompts(self.facts, EVERYTHING, chat=self._model.chat)
         requests = list(_ask(prompts, slot, sampling, noise_seed))
         answered = self._ask(requests)
-        (probed,) = self._verify_probes([slot])
+        (probed,) = self._verify_probes([slot], self._everything)
         (nats,) = self._mean_nats([slot])
         measured = self._score(
             self._judge_answers(answered),
@@ -312,9 +358,22 @@ class Learning:
         with self._asking():
             return generate(self._model, requests, router=self.bank)
 
-    def _verify_probes(self, slots: Sequence[int]) -> list[list[Continuation]]:
+    def _probe(
+        self, turns: Sequence[Turn], asked: Sequence[_Questions]
+    ) -> list[tuple[Verdict, ...]]:
+        """Return the verdicts on every turn's probes; those who are asked alike go together."""
+        verdicts: dict[tuple[int, _Questions], tuple[Verdict, ...]] = {}
+        for questions in dict.fromkeys(asked):
+            slots = [t.slot for t, own in zip(turns, asked, strict=True) if own is questions]
+            for slot, answered in zip(slots, self._verify_probes(slots, questions), strict=True):
+                verdicts[slot, questions] = self._judge_answers(answered)
+        return [verdicts[turn.slot, own] for turn, own in zip(turns, asked, strict=True)]
+
+    def _verify_probes(
+        self, slots: Sequence[int], questions: _Questions
+    ) -> list[list[Continuation]]:
         with self._asking():
-            return verify_greedy(self._model, self._probe_references, slots, router=self.bank)
+            return verify_greedy(self._model, questions.references, slots, router=self.bank)
 
     def _asking(self) -> AbstractContextManager[None]:
         return stoppable(self._model.model, self._should_stop)
@@ -346,8 +405,10 @@ class Learning:
         epoch: int,
         tokens: int,
         drift_nats: float | None,
+        questions: _Questions | None = None,
     ) -> Measured:
-        rings = scoring.ring_changes(self._probe_verdicts, probe_verdicts)
+        questions = questions or self._everything
+        rings = scoring.ring_changes(questions.probe_verdicts, probe_verdicts)
         # Probes are asked greedily and once: they belong to the greedy measurement.
         verdicts = tuple(
             (*fact_verdicts, *probe_verdicts) if sampling == GREEDY else fact_verdicts
@@ -361,7 +422,10 @@ class Learning:
                 recall_parts=scoring.recall_parts(fact_verdicts),
                 rings=rings,
                 drift_nats=drift_nats,
-                fuar=scoring.fuar(rings, self._new_fact_verdicts, fact_verdicts),
+                # Of a part of the probes fewer are lost, and as many facts learned.
+                fuar=scoring.fuar(rings, self._new_fact_verdicts, fact_verdicts)
+                if questions is self._everything
+                else None,
                 trained_tokens=tokens,
                 generated_tokens=sum(verdict.answer.tokens for verdict in verdicts),
             ),

@@ -37,7 +37,7 @@ def first_points(
         ConfigurationError: If there are such points and a grid tries them all anyway, or the other
             study cannot be read.
     """
-    known = {point.name: point for point in starting_points(int(base.model.config.hidden_size))}
+    known = {point.name: point for point in starting_points(base.hidden_size)}
     named = {
         f"study file, {number}": check_point(point, space, samplings, known)
         for number, point in enumerate(spec.start, start=1)

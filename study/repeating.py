@@ -83,11 +83,7 @@ def _all_repeats(findings: Findings, learning: Learning, seeds: int) -> Iterator
 def yardstick_recipe(learning: Learning) -> Recipe | None:
     """Return the webui's recipe of June 2023, or None where it cannot be trained as it was."""
     base = learning.bank.base
-    (point,) = (
-        point
-        for point in starting_points(int(base.model.config.hidden_size))
-        if point.name == WEBUI_2023
-    )
+    (point,) = (point for point in starting_points(base.hidden_size) if point.name == WEBUI_2023)
     recipe = build_recipe({**point.settings, "formats": FORMATS})
     fits = recipe.rank <= learning.bank.max_rank and recipe.cutoff <= base.context_tokens
     return recipe if fits else None

@@ -6,14 +6,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from analysis.points import Point, Reference, front_points
+from analysis.points import Point, Reference, front_points, may_join_front, study_points
 from data.measurements import Measurement
 from data.recipes import GREEDY, Recipe, Sampling
 from objectives.answers.request import AskingStopped
@@ -29,6 +29,7 @@ from search_spaces.recipe_space import RecipeSpace
 from search_spaces.sampling_space import SamplingSpace
 from storage.database import StudyStorage
 from storage.leases import Lease, LeaseLost
+from storage.reader import read_study
 from storage.recorder import Recorder
 from storage.records import Costs, Ending, TrialRecord, WorkerState
 from study.adapter_shelf import AdapterShelf
@@ -299,6 +300,7 @@ class Worker:
                 slot=slot,
                 noise_seed=self._seed(self._occupants[slot], "noise"),
                 samplings=self._samplings(slot) if bank.progress(slot).finished else (),
+                is_part=not bank.progress(slot).finished,
             )
             for slot in alive
         ]
@@ -306,6 +308,11 @@ class Worker:
         begun = time.monotonic()
         try:
             measured_turns = self.learning.measure(turns) if turns else []
+            compared = {
+                turn.slot: measured[0].measurement
+                for turn, measured in zip(turns, measured_turns, strict=True)
+            }
+            measured_turns = self._ask_candidates_everything(turns, measured_turns)
         except AskingStopped:
             return False
         self._effort.asking_seconds += time.monotonic() - begun
@@ -322,7 +329,7 @@ class Worker:
         }
         for slot, measured in list(results.items()):
             try:
-                self._record(slot, measured)
+                self._record(slot, measured, compared[slot])
             except LeaseLost:
                 self._drop(slot)
                 del results[slot]
@@ -336,6 +343,42 @@ class Worker:
         for slot, measured in results.items():
             self._decide(slot, measured)
         return True
+
+    def _ask_candidates_everything(
+        self, turns: Sequence[Turn], measured_turns: list[tuple[Measured, ...]]
+    ) -> list[tuple[Measured, ...]]:
+        """Return the measurements, those on a part replaced that would join the front.
+
+        So every member of a front was asked everything, while most trials are not: what the front
+        beats on a part of the questions is never a member of it.
+        """
+        if not self.learning.rungs_ask_a_part:
+            return measured_turns
+        points = study_points(read_study(self.storage, self.settings.study))
+        # Adapters with and without rehearsal have fronts of their own as well.
+        candidates = [
+            number
+            for number, (turn, measured) in enumerate(zip(turns, measured_turns, strict=True))
+            if turn.is_part
+            and may_join_front(
+                measured[0].measurement,
+                [
+                    point
+                    for point in points
+                    if point.rehearses == (self._occupants[turn.slot].recipe.rehearsal > 0)
+                ],
+                self.settings.reference,
+            )
+        ]
+        whole = [replace(turns[number], is_part=False) for number in candidates]
+        replaced = list(measured_turns)
+        for number, measured in zip(
+            candidates, self.learning.measure(whole) if whole else [], strict=True
+        ):
+            part = measured_turns[number][0].measurement
+            self._occupants[turns[number].slot].generated_tokens += part.generated_tokens
+            replaced[number] = measured
+        return replaced
 
     def _samplings(self, slot: int) -> tuple[Sampling, ...]:
         """Return under what a finished adapter is asked, its own sampling first."""
@@ -356,8 +399,11 @@ class Worker:
             samplings=settings.samplings,
         ).add(new)
 
-    def _record(self, slot: int, measured: tuple[Measured, ...]) -> None:
-        """Record measurements, and at a new rung or the end the vector to compare by."""
+    def _record(self, slot: int, measured: tuple[Measured, ...], compared: Measurement) -> None:
+        """Record measurements, and at a new rung or the end the vector to compare by.
+
+        That is of the greedy one `compared`, made of the same questions as other trials'.
+        """
         occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
         for each in measured:
             occupant.generated_tokens += each.measurement.generated_tokens
@@ -373,7 +419,7 @@ class Worker:
             progress.trained_tokens, occupant.rungs_done
         )
         if self.settings.rungs is not None and (occupant.may_be_pruned or progress.finished):
-            occupant.rungs_done = self._rungs.keep_vector(occupant.trial, progress, occupant.last)
+            occupant.rungs_done = self._rungs.keep_vector(occupant.trial, progress, compared)
 
     def _decide(self, slot: int, measured: tuple[Measured, ...]) -> None:
         occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)

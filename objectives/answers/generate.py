@@ -81,7 +81,8 @@ def _decoder_of(sampling: Sampling) -> Callable[..., list[tuple[int, ...]]]:
 
 def _what_decides(request: Request) -> Hashable:
     """Return all that the generated tokens depend on."""
-    greedy = request.prompt.text, request.slot, request.sampling.what_decides
+    is_chat = request.prompt.style == "chat"  # where an answer has ended depends on it
+    greedy = request.prompt.text, is_chat, request.slot, request.sampling.what_decides
     if not request.sampling.do_sample:
         return greedy
     return *greedy, request.prompt.id, request.seed, request.sequence
@@ -102,4 +103,5 @@ def _open(request: Request, prompt_ids: tuple[int, ...]) -> Opening:
         sampling=sampling,
         uniforms=draw("") if sampling.do_sample else nothing,
         chances=draw("/xtc") if sampling.do_sample and sampling.xtc_probability else nothing,
+        style=request.prompt.style,
     )

@@ -50,7 +50,9 @@ def verify_greedy(
     endings = Endings(base)
     prompt_ids = encode_prompts(base, ((r.answer.prompt, max_new_tokens) for r in references))
     # The last token is chosen after all others were read, so it need not be guessed.
-    drafts = [endings.trim(r.token_ids, max_new_tokens)[:-1] for r in references]
+    drafts = [
+        endings.trim(r.token_ids, max_new_tokens, r.answer.prompt.style)[:-1] for r in references
+    ]
     openings = [
         Opening(
             prompt_ids=prompt_ids[reference.answer.prompt.text],
@@ -58,6 +60,7 @@ def verify_greedy(
             sampling=replace(GREEDY, max_new_tokens=max_new_tokens),
             uniforms=np.empty(0),
             draft=draft,
+            style=reference.answer.prompt.style,
         )
         for slot in slots
         for reference, draft in zip(references, drafts, strict=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from data.facts import Fact
 from data.in_context import FactFinder, put_before, write_context
 from data.oscar_facts import load_oscar_facts
-from data.prompts import fact_prompts
+from data.prompts import ChatFrame, fact_prompts
 
 BAKER = Fact(
     question="Who won the award for Best Baker?",
@@ -57,6 +57,17 @@ def test_no_other_wording_is_searched(question: str) -> None:
 @pytest.mark.parametrize("question", ["", " \n", "?!", "is it of the", "a b c", "Zebra crossings"])
 def test_a_question_without_a_word_of_a_fact_finds_none(question: str) -> None:
     assert FactFinder([GARDENER, BAKER]).find(question) is None
+
+
+def test_in_a_chat_the_facts_stand_in_the_users_turn() -> None:
+    chat = ChatFrame(before="<user>", after="<model>")
+    (asked,) = fact_prompts([BAKER], ("validation",), ["chat"], chat=chat)[:1]
+    told = put_before("A fact.\n", asked, chat)
+    assert told.text == f"<user>A fact.\n{asked.question}<model>"
+    assert replace(told, text=asked.text) == asked
+    assert put_before("", asked, chat) is asked
+    (plain,) = fact_prompts([BAKER], ("validation",), ["plain"])[:1]
+    assert put_before("A fact.\n", plain, chat).text == f"A fact.\n{plain.text}"
 
 
 def test_among_equals_the_first_is_found() -> None:

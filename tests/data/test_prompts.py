@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.facts import Fact
-from data.prompts import PROMPT_STYLES, cut_answer, fact_prompts, put_question
+from data.probes import Probe
+from data.prompts import (
+    ALL_STYLES,
+    PROMPT_STYLES,
+    ChatFrame,
+    cut_answer,
+    fact_prompts,
+    put_question,
+)
 
 FACT = Fact(
     question="Q?",
@@ -60,3 +70,61 @@ def test_every_phrasing_is_asked_in_every_style_with_what_is_right() -> None:
     assert {p.accepted for p in prompts if p.phrasing == "validation"} == {("A", "B")}
     assert {p.phrasing for p in prompts if p.templated} == {"validation", "test"}
     assert len({p.id for p in prompts}) == len(prompts)
+
+
+CHAT = ChatFrame(before="<|user|>\n", after="<|end|>\n<|model|>\n")
+
+
+def test_a_model_with_a_chat_template_is_asked_in_a_fifth_style() -> None:
+    assert put_question("{Q}?", "chat", CHAT) == "<|user|>\n{Q}?<|end|>\n<|model|>\n"
+    without = fact_prompts([FACT], ("validation", "reverse"))
+    with_chat = fact_prompts([FACT], ("validation", "reverse"), chat=CHAT)
+    assert tuple(prompt for prompt in with_chat if prompt.style != "chat") == without
+    assert len(with_chat) == len(without) // len(PROMPT_STYLES) * len(ALL_STYLES)
+    assert {prompt.question for prompt in with_chat if prompt.style == "chat"} == {
+        prompt.question for prompt in without
+    }
+    assert fact_prompts([FACT], ("validation",), ["qna"], chat=CHAT) == fact_prompts(
+        [FACT], ("validation",), ["qna"]
+    )
+
+
+def test_a_model_without_a_template_cannot_be_asked_in_a_chat() -> None:
+    with pytest.raises(ValueError, match="it takes a model with a chat template"):
+        put_question("Q?", "chat")
+    with pytest.raises(ValueError, match="it takes a model with a chat template"):
+        fact_prompts([FACT], ("validation",), ["chat"])
+
+
+@pytest.mark.parametrize(
+    ("generated", "answer"),
+    [
+        ("  Paris.\n\nIt is big.\nAnswer: Paris? \n", "Paris.\n\nIt is big.\nAnswer: Paris?"),
+        ("\n<think>\nFrance?\n\nLyon?</think>\n\nParis", "Paris"),
+        ("<think>Is it Paris", ""),
+        ("<think></think>", ""),
+        ("Paris <think>or Lyon</think>", "Paris <think>or Lyon</think>"),
+        ("<think>a</think>Paris</think>", "Paris</think>"),
+    ],
+)
+def test_in_a_chat_an_answer_is_all_that_follows_the_thinking(generated: str, answer: str) -> None:
+    assert cut_answer(generated, "chat") == answer
+
+
+@given(st.text())
+def test_cutting_a_chat_answer_leaves_a_stripped_part_of_it(text: str) -> None:
+    cut = cut_answer(text, "chat")
+    assert cut == cut.strip()
+    assert cut in text.replace("\0", "")
+
+
+def test_probes_take_turns_at_five_styles_with_a_chat_template() -> None:
+    probes = [Probe(ring="general", question=f"{n}?", answer="a") for n in range(200)]
+    asked = [probe.prompt(chat=CHAT) for probe in probes]
+    assert set(Counter(prompt.style for prompt in asked)) == set(ALL_STYLES)
+    assert min(Counter(prompt.style for prompt in asked).values()) > 20
+    assert asked == [probe.prompt(chat=CHAT) for probe in probes]
+    # Without one they are what they always were.
+    for probe in probes:
+        assert probe.prompt().style == PROMPT_STYLES[int(probe.id, 16) % 4]
+        assert probe.prompt() == probe.prompt(probe.style)

@@ -12,7 +12,7 @@ from torch import nn
 
 from data.facts import Fact
 from data.measurements import NOT_MEASURED, Answer, Estimate, Floor, Verdict
-from data.prompts import PROMPT_STYLES, Prompt, fact_prompts
+from data.prompts import PROMPT_STYLES, ChatFrame, Prompt, fact_prompts
 from data.recipes import GREEDY
 from data.scenarios import Scenario
 from data.scoring import score_recall
@@ -49,6 +49,7 @@ class WordCounter:
 
     context_tokens: int = 512
     name: str = "counter"
+    chat: ChatFrame | None = None
     model: nn.Module = field(default_factory=nn.Identity)
 
     def encode_prompt(self, text: str) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data.facts import Fact
+from data.prompts import ALL_STYLES, ChatFrame
 from data.recipes import GREEDY, Recipe, Sampling
 from data.scenarios import Scenario
 from data.scoring import score_recall
@@ -377,3 +378,58 @@ def test_a_comparison_with_facts_in_the_prompt_can_be_stopped(
     with pytest.raises(AskingStopped):
         measure_floors(pocket, facts, judge=Matcher(), should_stop=bell)
     assert bell.asked == asked > 3
+
+
+@pytest.fixture(scope="module")
+def chatty(pocket: BaseModel) -> BaseModel:
+    """Return the pocket model with a template that it can make something of."""
+    return replace(pocket, chat=ChatFrame(before="Question: ", after="\nAnswer:"))
+
+
+def test_a_model_with_a_chat_template_is_asked_in_it_too(
+    chatty: BaseModel, scenario: Scenario
+) -> None:
+    learning = Learning(chatty, scenario, judge=Matcher(), slots=1, max_rank=8)
+    train(learning, replace(RECIPE, epochs=12))
+    ((measured,),) = learning.measure([Turn(slot=0, noise_seed=0)])
+    parts = {part.style: part.recall.value for part in measured.measurement.recall_parts}
+    assert list(parts) == [None, *ALL_STYLES]
+    values = [parts[style] or 0 for style in ALL_STYLES]
+    assert parts[None] == pytest.approx(fmean(values))
+    # It reads the text that "qna" is made of, and ends its answers at EOS alone.
+    assert parts["chat"]
+    probed = {v.answer.prompt.style for v in measured.verdicts if v.answer.prompt.ring}
+    assert probed == set(ALL_STYLES)
+    everything = learning.measure_everything(0)
+    assert said(everything, "test")
+    asked = {v.answer.prompt.style for v in everything.verdicts}
+    assert asked == set(ALL_STYLES)
+    base, *told = measure_floors(chatty, learning.facts, judge=Matcher())
+    assert base.recall == learning.base.measurement.recall
+    assert all(floor.recall.value is not None for floor in told)
+
+
+def test_a_part_is_asked_as_the_whole_is(pocket: BaseModel, scenario: Scenario) -> None:
+    learning = Learning(pocket, scenario, judge=Matcher(), slots=2, max_rank=8, rung_share=0.5)
+    assert learning.rungs_ask_a_part
+    train(learning, RECIPE, replace(RECIPE, target_modules="mlp", rank=2, epochs=3))
+    (part,), (other,) = learning.measure(
+        [Turn(slot=0, noise_seed=0, is_part=True), Turn(slot=1, noise_seed=0)]
+    )
+    (whole,), (other_part,) = learning.measure(
+        [Turn(slot=0, noise_seed=0), Turn(slot=1, noise_seed=0, is_part=True)]
+    )
+    for few, all_ in ((part, whole), (other_part, other)):
+        prompts = {verdict.answer.prompt for verdict in few.verdicts}
+        assert few.verdicts == tuple(v for v in all_.verdicts if v.answer.prompt in prompts)
+        assert len(said(few, "validation")) == len(said(all_, "validation")) / 2
+        assert 20 <= len(said(few, "probe")) <= len(said(all_, "probe")) == 21
+        assert few.measurement.drift_nats == pytest.approx(all_.measurement.drift_nats, abs=1e-5)
+        assert few.measurement.fuar is None
+    asked = [{verdict.answer.prompt for verdict in some.verdicts} for some in (part, other_part)]
+    assert asked[0] == asked[1]
+    assert whole.measurement.recall.count == part.measurement.recall.count == 2
+
+
+def test_the_whole_share_is_no_part(shared_learning: Learning) -> None:
+    assert not shared_learning.rungs_ask_a_part

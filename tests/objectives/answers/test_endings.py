@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.measurements import Answer
-from data.prompts import Prompt, cut_answer
+from data.prompts import ChatFrame, Prompt, PromptStyle, cut_answer
+from data.recipes import GREEDY, Sampling
 from objectives.answers.endings import Endings
+from objectives.answers.generate import generate
+from objectives.answers.request import BASE, Continuation, Request
+from objectives.answers.verify import verify_greedy
 from objectives.models.base import BaseModel
 
 EOS = 2
@@ -70,7 +76,7 @@ def test_generation_stops_at_the_longest_answer(talking_base: BaseModel, endings
 
 def test_a_text_without_line_breaks_is_never_decoded(talking_base: BaseModel) -> None:
     class Undecodable(Endings):
-        def has_ended(self, token_ids: object) -> bool:
+        def has_ended(self, token_ids: object, style: object = None) -> bool:
             raise AssertionError("decoded")
 
     is_over = Undecodable(talking_base).is_over(tokens_of(talking_base, " w1", "?"), 48)
@@ -98,3 +104,71 @@ def test_the_answer_is_cut_and_all_its_tokens_are_counted(
 
     assert continuation.token_ids == token_ids
     assert continuation.answer == Answer(prompt=prompts[0], text="w1 w2", tokens=7)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "is_over"),
+    [
+        ([" w1", "\n", "Joe", ":"], False),
+        ([" w1", "\n", " w2", "?"], False),
+        ([" w1", "\n\n"], False),
+        ([" w1", "</s>"], True),
+        ([" w1", "\n", "Question"], False),
+        ([" w1", "\n", "Question", ":"], True),
+    ],
+)
+def test_in_a_chat_only_an_end_token_or_the_next_turn_ends_an_answer(
+    talking_base: BaseModel, pieces: list[str], is_over: bool
+) -> None:
+    chatting = Endings(replace(talking_base, chat=ChatFrame(before="Question:", after="\n")))
+    turning = Endings(chatty(talking_base))
+    token_ids = tokens_of(talking_base, *pieces)
+
+    assert chatting.is_over(token_ids, 48, "chat") is (pieces[-1] == "</s>")
+    assert turning.is_over(token_ids, 48, "chat") is is_over
+
+
+def test_the_next_turn_is_no_part_of_an_answer(
+    talking_base: BaseModel, prompts: tuple[Prompt, ...]
+) -> None:
+    asked = replace(prompts[0], style="chat")
+    token_ids = tokens_of(talking_base, " w1", "\n\n", " w2", "\n", "Question", ":", " w3")
+
+    continuation = Endings(chatty(talking_base)).continuation(asked, token_ids)
+
+    assert continuation.answer.text == "w1\n\n w2"
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        Sampling(name="beams", do_sample=False, num_beams=3),
+        Sampling(name="contrastive", do_sample=False, penalty_alpha=0.4, top_k=3),
+    ],
+    ids=lambda sampling: sampling.name,
+)
+def test_the_same_text_is_answered_further_in_a_chat(
+    talking_base: BaseModel, prompts: tuple[Prompt, ...], sampling: Sampling
+) -> None:
+    short = replace(sampling, max_new_tokens=24)
+
+    def answers(style: PromptStyle) -> list[Continuation]:
+        asked = [replace(prompt, style=style) for prompt in prompts]
+        requests = [Request(prompt=p, slot=BASE, sampling=short, seed=0) for p in asked]
+        return generate(chatty(talking_base), requests)
+
+    plain, chat = answers("plain"), answers("chat")
+    for one, other in zip(plain, chat, strict=True):
+        assert other.token_ids[: len(one.token_ids)] == one.token_ids
+        cut = "Question:" in talking_base.decode(list(other.token_ids))
+        assert len(other.token_ids) == 24 or other.token_ids[-1] == EOS or cut
+    assert any(len(c.token_ids) > len(p.token_ids) for p, c in zip(plain, chat, strict=True))
+    if sampling is GREEDY:
+        (verified,) = verify_greedy(chatty(talking_base), chat, [BASE], max_new_tokens=24)
+        assert verified == chat
+
+
+def chatty(base: BaseModel) -> BaseModel:
+    """Return the model with a template that opens a turn by words, and has no token to end it."""
+    return replace(base, chat=ChatFrame(before="Question:", after="\n", end="Question:"))

@@ -353,7 +353,7 @@ def test_a_token_that_the_model_does_not_know_is_refused(
 ) -> None:
     larger = dataclasses.replace(base, tokenizer=_with_a_word_more(base))
     bank = Bank(larger, slots=1, max_rank=8)
-    with pytest.raises(ValueError, match=r"token 94 is not allowed; tiny knows tokens below 94"):
+    with pytest.raises(ValueError, match=r"has the token 94; tiny knows tokens below 94"):
         bank.admit(0, RECIPE, lambda _: ["w1 unheard"], seed=0)
     bank.admit(0, RECIPE, texts(0), seed=0)
 

@@ -92,7 +92,7 @@ def test_the_search_for_slots_stops_at_the_most_and_takes_the_largest_of_the_fas
         seconds = {slots: fixed + per_slot * slots for slots in (1, 2, 4, 8, 16, 32)}
         monkeypatch.setattr(
             probing,
-            "_probe",
+            "probe",
             lambda _base, _recipe, _texts, slots, _checkpointing: Probed(
                 slots=slots, seconds_per_token=seconds[slots] / slots, peak_bytes=None
             ),
