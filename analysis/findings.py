@@ -17,8 +17,8 @@ from analysis.points import Point, Reference, front_points, recommend, study_poi
 from analysis.verdict import Conclusion, Subject, conclude
 from analysis.wording import say_estimate
 from data.agreement import Agreement
-from data.measurements import NOT_MEASURED, Estimate, Measurement
-from storage.records import StudyRecord, TrialRecord
+from data.measurements import NOT_MEASURED, AdapterCost, Estimate, Measurement
+from storage.records import SittingRecord, StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,7 @@ class Findings:
     had with only those trials; they may hold points that the whole front does not. `agreement` is
     that of the study's judge with people about answers of this study, if it was measured;
     `recalls_together` are the recalls of repeated recipes over all seeds' verdicts at once.
+    `adapter_costs` are what members of the front take, `sittings` those of all workers.
     """
 
     record: StudyRecord
@@ -42,6 +43,8 @@ class Findings:
     conclusion: Conclusion
     agreement: Agreement | None = None
     recalls_together: Mapping[RepeatKey, Estimate] = field(default_factory=dict)
+    adapter_costs: tuple[AdapterCost, ...] = ()
+    sittings: tuple[SittingRecord, ...] = ()
 
     @property
     def base(self) -> Measurement | None:
@@ -79,17 +82,19 @@ class Findings:
         That is the one made after the search, test wordings included, or before it the one that
         the search saw.
         """
-        if self.recommended is None:
-            return None
+        return None if self.recommended is None else self.asked_apart_of(self.recommended)
+
+    def asked_apart_of(self, point: Point) -> Measurement:
+        """Return a point's measurement with the most phrasings, as `asked_apart` says."""
         return next(
             (
                 kept.measurement
                 for trial in self.record.trials
-                if trial.number == self.recommended.trial
+                if trial.number == point.trial
                 for kept in trial.measurements
-                if kept.purpose == "confirm" and kept.measurement.epoch == self.recommended.epoch
+                if kept.purpose == "confirm" and kept.measurement.epoch == point.epoch
             ),
-            self.recommended.measurement,
+            point.measurement,
         )
 
     @property
@@ -127,6 +132,8 @@ def find(
     reference: Reference,
     agreement: Agreement | None = None,
     recalls_together: Mapping[RepeatKey, Estimate] | None = None,
+    adapter_costs: Sequence[AdapterCost] = (),
+    sittings: Sequence[SittingRecord] = (),
 ) -> Findings:
     """Return what a study found, also when it has no trials or is not finished."""
     points = study_points(record)
@@ -149,6 +156,8 @@ def find(
         recommended=recommended,
         agreement=agreement,
         recalls_together=together,
+        adapter_costs=tuple(adapter_costs),
+        sittings=tuple(sittings),
         conclusion=conclude(
             record,
             subject,

@@ -29,11 +29,17 @@ from analysis.judging import say_judge
 from analysis.ledger import keep_ledger
 from analysis.points import RECOMMENDATION_RULE
 from analysis.repeats import REPEAT_TITLES, REPEATS_NOTE, repeat_rows
+from analysis.resources import (
+    RESOURCE_TITLES,
+    RESOURCES_NOTE,
+    resource_rows,
+    say_device_uses,
+)
 from data.intervals import mcnemar_p_value
 from data.manner import manner_of
 from data.measurements import NOT_MEASURED, Estimate, Measurement, Verdict
 from data.probes import MIN_KNOWN_PER_RING
-from data.prompts import PROMPT_STYLES
+from data.prompts import ALL_STYLES, PROMPT_STYLES
 from data.recipes import GREEDY
 
 _PHRASING_ROWS = ("trained", "validation", "test", "reverse", "two_hop")
@@ -102,7 +108,7 @@ def render_report(
             "loss_curves": _embed(loss_curves),
             "progress": _embed(draw_progress(findings)),
         },
-        styles=PROMPT_STYLES,
+        styles=_styles(findings),
         recall_rows=_recall_rows(findings),
         examples=choose_examples(pairs),
         ledger=keep_ledger(pairs),
@@ -111,6 +117,10 @@ def render_report(
         formats=format_rows(findings),
         format_titles=FORMAT_TITLES,
         costs=add_costs(findings.record),
+        resource_titles=RESOURCE_TITLES,
+        resource_rows=resource_rows(findings),
+        resources_note=RESOURCES_NOTE,
+        device_uses=say_device_uses(findings),
         templated=sum(fact.templated for fact in findings.subject.new),
         min_known=MIN_KNOWN_PER_RING,
         versions=versions,
@@ -135,6 +145,13 @@ def _embed(figure: go.Figure) -> Markup:
     )
 
 
+def _styles(findings: Findings) -> tuple[str, ...]:
+    """Return the prompt styles that are shown: a chat only where the model was asked in one."""
+    measurement = findings.asked_apart
+    asked = {part.style for part in measurement.recall_parts} if measurement else set()
+    return tuple(style for style in ALL_STYLES if style in asked or style in PROMPT_STYLES)
+
+
 def _recall_rows(findings: Findings) -> list[tuple[str, list[Estimate]]]:
     """Return the recommended member's recall: a row per phrasing, all styles and then each one."""
     measurement = findings.asked_apart
@@ -143,7 +160,7 @@ def _recall_rows(findings: Findings) -> list[tuple[str, list[Estimate]]]:
     return [
         (
             phrasing,
-            [_recall_part(measurement, phrasing, style) for style in (None, *PROMPT_STYLES)],
+            [_recall_part(measurement, phrasing, style) for style in (None, *_styles(findings))],
         )
         for phrasing in _PHRASING_ROWS
     ]

@@ -14,6 +14,12 @@ from analysis.floors import FLOOR_TITLES, FLOORS_NOTE, floor_rows
 from analysis.judging import say_judge
 from analysis.points import RECOMMENDATION_RULE
 from analysis.repeats import REPEAT_TITLES, REPEATS_NOTE, repeat_rows
+from analysis.resources import (
+    RESOURCE_TITLES,
+    RESOURCES_NOTE,
+    resource_rows,
+    say_device_uses,
+)
 from analysis.wording import (
     say_count,
     say_counted,
@@ -52,7 +58,6 @@ def render_results(
         f"# {escape_markdown(findings.record.name)}",
         escape_markdown(findings.conclusion.sentence),
         escape_markdown(findings.kept_aside_sentence),
-        escape_markdown(findings.kept_aside_sentence),
         escape_markdown(findings.conclusion.rehearsal),
         escape_markdown(findings.conclusion.thresholds),
         escape_markdown(f"Judge: {say_judge(findings)}"),
@@ -66,6 +71,7 @@ def render_results(
         _examples(findings, verdicts_of),
         "## Costs",
         _costs(findings),
+        *_resources(findings),
         "## How it was run",
         _provenance(findings, versions),
     ]
@@ -78,7 +84,8 @@ def escape_markdown(text: str) -> str:
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; texts from outside must have been escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -106,7 +113,7 @@ def _front(findings: Findings) -> str:
         for point in findings.front
     ]
     header = ["trial", "epochs", "recall", "knowledge loss", "formats", "rank", "learning rate"]
-    table = _table([*header, "rehearsal", "sampling", "adapter"], rows)
+    table = markdown_table([*header, "rehearsal", "sampling", "adapter"], rows)
     note = (
         f"In brackets: 95 % intervals. {RECOMMENDATION_RULE}"
         if findings.front
@@ -121,7 +128,7 @@ def _repeats(findings: Findings) -> list[str]:
     rows = repeat_rows(findings)
     if not rows:
         return []
-    table = _table(REPEAT_TITLES, [list(row) for row in rows])
+    table = markdown_table(REPEAT_TITLES, [list(row) for row in rows])
     return ["## Trained again with fresh seeds", f"{table}\n\n{REPEATS_NOTE}"]
 
 
@@ -129,14 +136,14 @@ def _floors(findings: Findings) -> list[str]:
     rows = floor_rows(findings)
     if not rows:
         return []
-    table = _table(FLOOR_TITLES, [[escape_markdown(cell) for cell in row] for row in rows])
+    table = markdown_table(FLOOR_TITLES, [[escape_markdown(cell) for cell in row] for row in rows])
     return ["## The facts in the prompt instead", f"{table}\n\n{FLOORS_NOTE}"]
 
 
 def _rings(findings: Findings) -> str:
     if findings.recommended is None or not findings.recommended.measurement.rings:
         return "not measured"
-    return _table(
+    return markdown_table(
         ["ring", "asked", "known before", "lost", "gained", "loss"],
         [
             [
@@ -161,7 +168,7 @@ def _examples(findings: Findings, verdicts_of: Callable[[int], Sequence[Verdict]
     )
     if not examples:
         return "not measured"
-    return _table(
+    return markdown_table(
         [
             "question",
             "expected",
@@ -184,7 +191,7 @@ def _examples(findings: Findings, verdicts_of: Callable[[int], Sequence[Verdict]
 
 def _costs(findings: Findings) -> str:
     costs = add_costs(findings.record).total
-    return _table(
+    return markdown_table(
         ["ended trials", "trained tokens", "generated tokens", "time of all trials together"],
         [
             [
@@ -195,6 +202,14 @@ def _costs(findings: Findings) -> str:
             ]
         ],
     )
+
+
+def _resources(findings: Findings) -> list[str]:
+    rows, uses = resource_rows(findings), say_device_uses(findings)
+    if not rows and not uses:
+        return []
+    parts = [f"{markdown_table(RESOURCE_TITLES, rows)}\n\n{RESOURCES_NOTE}"] if rows else []
+    return ["## What an adapter takes", *parts, *map(escape_markdown, uses)]
 
 
 def _provenance(findings: Findings, versions: Mapping[str, str]) -> str:

@@ -70,7 +70,9 @@ def _say_memory(worker: WorkerStatus) -> str:
         return "–"
     limit = state.memory_limit_bytes
     used = f"{state.memory_bytes / 1e9:.1f}"
-    return f"{used} GB" if limit is None else f"{used} of {limit / 1e9:.0f} GB"
+    said = f"{used} GB" if limit is None else f"{used} of {limit / 1e9:.0f} GB"
+    peak = state.peak_memory_bytes
+    return said if peak is None else f"{said}, peak {peak / 1e9:.1f}"
 
 
 def _say_activity(worker: WorkerStatus) -> str:

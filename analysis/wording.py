@@ -92,6 +92,19 @@ def say_duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def say_bytes(count: int | None) -> str:
+    """Return an amount of memory with two or three digits: "512 kB", "7.3 GB", "24 GB"."""
+    if count is None:
+        return MISSING
+    if count < 1000:
+        return say_counted(count, "byte")
+    units = ["kB", "MB", "GB", "TB"]
+    amount, unit = count / 1000, units.pop(0)
+    while amount >= 999.5 and units:
+        amount, unit = amount / 1000, units.pop(0)
+    return f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:.0f} {unit}"
+
+
 def say_learning_rate(value: float) -> str:
     """Return a learning rate as people write it: "3e-4", "1.5e-3"."""
     digits, exponent = f"{value:.2e}".split("e")

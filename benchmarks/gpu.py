@@ -4,6 +4,11 @@ Three parts: the pocket model trained with 32 recipes, its 32 adapters asked, an
 13B model's shape with random 4-bit weights, whose speed is that of a real one. It runs unattended:
 what fails, does not fit the memory or has no time left is written down as not measured, and every
 number is on disk as soon as there is one. Neither Optuna nor a database is needed.
+
+A share of the device's limit is how many floating point operations the training needs per second,
+of those that the same device does per second in a product of two large matrices. For a token it
+needs two operations per weight in the forward pass and two in the backward pass: frozen weights
+get no gradient. Unpacking 4-bit weights is no part of what is needed; it lowers the share.
 """
 
 from __future__ import annotations
@@ -40,11 +45,21 @@ from objectives.answers.generate import generate
 from objectives.answers.request import Request
 from objectives.bank import Bank, export_adapter
 from objectives.bank.batches import Batch, count_predicted, cut_examples, make_batches
+from objectives.learn import SEARCHED
 from objectives.models.base import BaseModel
+from objectives.models.footprint import (
+    Demand,
+    ModelShape,
+    estimate,
+    shape_of_model,
+    storing_of,
+)
 from objectives.models.four_bit import FourBitLinear, random_four_bit
-from objectives.models.load import POCKET, load_base_model
+from objectives.models.load import load_base_model
 from objectives.models.memory import is_out_of_memory, release_memory
+from objectives.models.memory_limit import cap_memory
 from objectives.models.reading import pad_left, reads_packed
+from objectives.models.sources import POCKET
 
 SEED = 20230312
 RANKS = (4, 8, 16)
@@ -52,8 +67,12 @@ ROWS_PER_BATCH = 512
 SHORT = range(24, 33)  # tokens of a text that the large model trains on
 
 # The study the project began with; a recipe's epochs differ, and this is a usual number of them.
+# With so many a trial comes to three rungs before its end, and is asked everything each time at
+# the most. None is pruned, which makes it the longest that it can be.
 STUDY_TRIALS = 40
 STUDY_EPOCHS = 24
+STUDY_ASKINGS = 4
+ONE_NIGHT_HOURS = 8
 
 TRAINING, ASKING = "pocket training", "pocket asking"
 LARGE_TRAINING, LARGE_ASKING = "13B training", "13B asking"
@@ -79,8 +98,9 @@ class Extent:
 
     `trials` is the whole work everywhere; slow ways do `sample` of them. `banks`, `large_banks`
     and `large_asked` are numbers of slots. Adapters learn for `teaching_epochs` before they are
-    asked, answers have `new_tokens`, `large_texts` and `large_prompts` are counted per trial, and
-    `caps_gib` are sizes of smaller cards.
+    asked, answers have `new_tokens`, `large_texts` and `large_prompts` are counted per trial,
+    `caps_gib` are sizes of smaller cards, and `limit_size` is the side of the matrices whose
+    product shows the device's limit.
     """
 
     device: str
@@ -98,6 +118,7 @@ class Extent:
     large_asked: tuple[int, ...]
     large_prompts: int
     caps_gib: tuple[int, ...]
+    limit_size: int
 
 
 ON_A_GPU = Extent(
@@ -118,6 +139,7 @@ ON_A_GPU = Extent(
     large_asked=(1, 8, 16),
     large_prompts=8,
     caps_gib=(24, 12),
+    limit_size=8192,
 )
 
 REHEARSAL = Extent(
@@ -135,7 +157,8 @@ REHEARSAL = Extent(
     large_banks=(1, 4),
     large_asked=(1, 2),
     large_prompts=2,
-    caps_gib=(12,),
+    caps_gib=(24, 12),
+    limit_size=256,
 )
 
 
@@ -579,7 +602,24 @@ class LargeModel:
         texts_of_study = STUDY_TRIALS * STUDY_EPOCHS * len(scenario.facts) * len(recipe.formats)
         self._study_tokens = round(texts_of_study * self._tokens / len(texts))
         self._prompts = fact_prompts(scenario.facts, ("trained", "validation"), PROMPT_STYLES)
+        searched = len(fact_prompts(scenario.facts, SEARCHED)) + len(scenario.probes)
+        self._study_answers = STUDY_TRIALS * STUDY_ASKINGS * searched
+        self._shape = shape_of_model(self._base.model)
+        self._footprint = partial(estimate, self._shape, storing_of(self._base.model))
+        self._demand = Demand(
+            rank=recipe.rank,
+            step_tokens=max(map(count_predicted, batches)),
+            prompt_tokens=max(len(self._base.encode_prompt(p.text)) for p in self._prompts),
+            answer_tokens=extent.new_tokens,
+        )
+        self._operations = operations_per_token(self._shape, rank=recipe.rank)
+        self._limit = measure_limit(extent)
+        # The fastest of each part, in tokens per second.
+        self._trained: dict[str, float] = {}
+        self._answered: dict[str, float] = {}
         note = partial(record.note, LARGE_TRAINING)
+        note("the device's limit, TFLOP/s in products of matrices", round(self._limit / 1e12, 3))
+        note("operations needed per trained token, GFLOP", round(self._operations / 1e9, 3))
         note("rows end to end", str(reads_packed(self._base.model)))
         note("memory of the base model, MiB", round(peak_memory_mib()))
         note("texts per trial and epoch", len(texts))
@@ -588,6 +628,10 @@ class LargeModel:
             f"predicted tokens of the study ({STUDY_TRIALS} trials of {STUDY_EPOCHS} epochs with "
             f"{len(scenario.facts)} facts in {len(recipe.formats)} formats)",
             self._study_tokens,
+        )
+        note(
+            f"answers of the study ({STUDY_ASKINGS} times {searched} questions for each trial)",
+            self._study_answers,
         )
 
     def measure_sequential(self) -> None:
@@ -627,24 +671,50 @@ class LargeModel:
 
     def measure_banks_within(self, cap_gib: int) -> None:
         """Time banks as if the device had less memory."""
-        with_cap = f"{LARGE_TRAINING} within {cap_gib} GiB"
-        total = device_memory_mib(self._extent.device)
-        if total is None:
-            self.measure_banks(with_cap)
-            return
+        trained = f"{LARGE_TRAINING} within {cap_gib} GiB"
+        asked = f"{LARGE_ASKING} within {cap_gib} GiB"
+        is_capped = device_memory_mib(self._extent.device) is not None
         release_memory()
-        torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gib * 1024 / total))
+        if is_capped:
+            cap_memory("cuda", cap_gib * 2**30)
         try:
-            self.measure_banks(with_cap)
+            self.measure_banks(trained)
+            # One number of adapters tells how fast a card of this size answers.
+            for slots in self._extent.large_asked[-1:]:
+                self._record.attempt(asked, f"bank of {slots}", partial(self._ask, asked, slots))
         finally:
-            torch.cuda.set_per_process_memory_fraction(1.0)
+            if is_capped:
+                torch.cuda.set_per_process_memory_fraction(1.0)
+        self.project(trained, asked)
 
     def measure_asking(self) -> None:
         """Time generation with a bank's adapters and with the untouched base, rows being equal."""
         for slots in self._extent.large_asked:
-            name = f"bank of {slots}"
-            if not self._record.attempt(LARGE_ASKING, name, partial(self._ask, slots)):
+            ask = partial(self._ask, LARGE_ASKING, slots)
+            if not self._record.attempt(LARGE_ASKING, f"bank of {slots}", ask):
                 return
+
+    def project(self, trained: str, asked: str) -> None:
+        """Note how long the whole study would take at the best rates of two parts."""
+        if trained not in self._trained or asked not in self._answered:
+            self._record.note(trained, "hours for the study", f"{NOT_MEASURED}: see above")
+            return
+        train = self._study_tokens / self._trained[trained] / 3600
+        tokens = self._study_answers * self._extent.new_tokens
+        ask = tokens / self._answered[asked] / 3600
+        self._record.note(trained, "hours for the study, training", round(train, 2))
+        self._record.note(
+            trained,
+            f"hours for the study, asking ({self._extent.new_tokens} tokens an answer)",
+            round(ask, 2),
+        )
+        total = train + ask
+        self._record.note(trained, "hours for the study", round(total, 2))
+        self._record.note(
+            trained,
+            f"within one night ({ONE_NIGHT_HOURS} hours)",
+            "yes" if total <= ONE_NIGHT_HOURS else "no",
+        )
 
     def _measure_bank(self, part: str, slots: int, recomputing: bool) -> None:
         reset_peak_memory()
@@ -673,12 +743,20 @@ class LargeModel:
                 + (", gradient checkpointing" if recomputing else ""),
             ),
         )
+        demand = replace(self._demand, gradient_checkpointing=recomputing)
+        estimated = self._footprint(demand).training(slots) / 2**20
+        name = f"{_bank_name(slots, recomputing)}, estimated memory, MiB"
+        self._record.note(part, name, round(estimated))
 
     def _measure_training(self, part: str, case: Case) -> None:
         record = self._record
         for timing in record.measure(part, case):
             rate = len(self._trials) * self._tokens / timing.median_seconds
+            if case.is_ours:
+                self._trained[part] = max(rate, self._trained.get(part, 0.0))
             record.note(part, f"{case.name}, trained tokens per second", round(rate, 1))
+            share = rate * self._operations / self._limit
+            record.note(part, f"{case.name}, share of the device's limit", round(share, 4))
             hours = self._study_tokens / rate / 3600
             record.note(part, f"{case.name}, hours to train the study", round(hours, 2))
             peak, total = peak_memory_mib(), device_memory_mib(self._extent.device)
@@ -688,7 +766,7 @@ class LargeModel:
                 record.note(part, f"{case.name}, share of the device's memory", share)
             record.compare(part, [timing], peers=LARGE_TRAINING)
 
-    def _ask(self, slots: int) -> None:
+    def _ask(self, part: str, slots: int) -> None:
         record, each = self._record, self._extent.large_prompts
         bank = Bank(self._base, slots=slots, max_rank=self._trials[0].recipe.rank)
         admit(bank, self._trials[:slots])
@@ -713,7 +791,7 @@ class LargeModel:
 
         names = f"untouched base, {slots * each} rows", f"bank of {slots}"
         timings = record.measure(
-            LARGE_ASKING,
+            part,
             *(
                 Case(
                     name=name,
@@ -727,9 +805,36 @@ class LargeModel:
         )
         for timing in timings:
             rate = (timing.outcomes[0] or 0) / timing.share / timing.median_seconds
-            record.note(
-                LARGE_ASKING, f"{timing.name}, generated tokens per second", round(rate, 1)
-            )
+            if timing.is_ours:
+                self._answered[part] = max(rate, self._answered.get(part, 0.0))
+            record.note(part, f"{timing.name}, generated tokens per second", round(rate, 1))
+
+
+def operations_per_token(shape: ModelShape, *, rank: int) -> int:
+    """Return the floating point operations that training needs for a token, as the module says.
+
+    An adapter's weights need two more each for their own gradient. Attention between tokens of
+    such short texts is nothing beside it.
+    """
+    weights = sum(each.in_features * each.out_features for each in shape.linears)
+    weights += shape.hidden * shape.vocabulary
+    return 4 * weights + 6 * rank * shape.adapter_width
+
+
+def measure_limit(extent: Extent) -> float:
+    """Return how many operations a second the device does in a product of two bf16 matrices."""
+    size, runs = extent.limit_size, 10
+    left, right = (
+        torch.randn(size, size, device=extent.device, dtype=torch.bfloat16) for _ in range(2)
+    )
+    seconds = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        for _ in range(runs):
+            left @ right
+        synchronise(extent.device)
+        seconds.append((time.perf_counter() - begun) / runs)
+    return 2 * size**3 / min(seconds)
 
 
 def _bank_name(slots: int, recomputing: bool) -> str:
@@ -756,6 +861,7 @@ def measure_large(record: Record, scenario: Scenario, extent: Extent) -> None:
     record.attempt(LARGE_TRAINING, SEQUENTIAL, large.measure_sequential)
     large.measure_banks()
     large.measure_asking()
+    large.project(LARGE_TRAINING, LARGE_ASKING)
     for cap_gib in extent.caps_gib:
         large.measure_banks_within(cap_gib)
 

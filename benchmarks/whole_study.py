@@ -289,7 +289,7 @@ def _make_peers(folder: Path) -> dict[str, Callable[[TrialRecord], TimedTrial]]:
         search = OptunaSearch(
             base=base,
             space=StudySpec().recipe_space(
-                hidden_size=int(base.model.config.hidden_size),
+                hidden_size=base.hidden_size,
                 context_tokens=base.context_tokens,
                 longest_qna_tokens=base.context_tokens,  # of no account in the default space
             ),

@@ -15,7 +15,8 @@ from data.recipes import Recipe
 from data.scenarios import Scenario
 from objectives.bank.batches import Batch
 from objectives.models.base import BaseModel
-from objectives.models.load import POCKET, load_base_model
+from objectives.models.load import load_base_model
+from objectives.models.sources import POCKET
 from study.spec import StudySpec
 from study.stored import load_study_scenario
 

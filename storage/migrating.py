@@ -15,7 +15,7 @@ from storage.tables import SchemaRow
 
 # The number of the last file in migrations/versions. Every change to our tables is a new one; a
 # database of a newer one is refused.
-REMEMBER_SCHEMA_VERSION = 3
+REMEMBER_SCHEMA_VERSION = 4
 VERSION_TABLE = "remember_alembic_version"  # Optuna owns `alembic_version`
 
 _FOLDER = Path(__file__).with_name("migrations")

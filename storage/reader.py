@@ -14,7 +14,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from data.agreement import Agreement
-from data.measurements import Answer, Floor, Label, Measurement, Verdict
+from data.measurements import AdapterCost, Answer, Floor, Label, Measurement, Verdict
 from data.prompts import Phrasing, Prompt
 from data.recipes import Recipe, Sampling
 from storage.database import StudyNotFound, StudyStorage
@@ -33,6 +33,7 @@ from storage.records import (
     WorkerState,
 )
 from storage.tables import (
+    AdapterCostRow,
     AgreementRow,
     AnswerRow,
     FloorRow,
@@ -46,6 +47,7 @@ from storage.tables import (
     database_seconds,
 )
 
+_ADAPTER_COST = TypeAdapter(AdapterCost)
 _AGREEMENT = TypeAdapter(Agreement)
 _FLOOR = TypeAdapter(Floor)
 _MEASUREMENT = TypeAdapter(Measurement)
@@ -152,6 +154,18 @@ def read_agreements(storage: StudyStorage, name: str) -> tuple[AgreementRecord, 
             )
             for row in rows
         )
+
+
+@patient
+def read_adapter_costs(storage: StudyStorage, name: str) -> tuple[AdapterCost, ...]:
+    """Return what a study's adapters take, by trial and epoch; none before they are measured."""
+    with storage.begin_read() as session:
+        payloads = session.scalars(
+            select(AdapterCostRow.payload)
+            .filter_by(study=name)
+            .order_by(AdapterCostRow.trial, AdapterCostRow.epoch)
+        )
+        return tuple(map(_ADAPTER_COST.validate_json, payloads))
 
 
 @patient

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from data.agreement import Agreement
 from data.facts import text_digest
-from data.measurements import Floor, Label, Measurement, Verdict
+from data.measurements import AdapterCost, Floor, Label, Measurement, Verdict
 from data.prompts import Prompt
 from data.recipes import Recipe, Sampling
 from storage.database import StorageError, StudyNotFound, StudyStorage
@@ -24,6 +24,7 @@ from storage.leases import Lease, check_lease, host_of
 from storage.patience import patient
 from storage.records import Costs, Ending, Purpose, WorkerState
 from storage.tables import (
+    AdapterCostRow,
     AgreementRow,
     AnswerRow,
     FloorRow,
@@ -192,6 +193,25 @@ class Recorder:
                 )
                 for floor in floors
                 if floor.name not in recorded
+            )
+
+    @patient
+    def record_adapter_costs(self, costs: Sequence[AdapterCost]) -> None:
+        """Record what adapters take; one of a trial and epoch that is recorded stays as it is.
+
+        Raises:
+            StudyNotFound: If the study has no record yet.
+        """
+        with self._begin(None) as session:
+            query = select(AdapterCostRow.trial, AdapterCostRow.epoch)
+            rows = session.execute(query.filter_by(study=self._study))
+            recorded = {(trial, epoch) for trial, epoch in rows}
+            session.add_all(
+                AdapterCostRow(
+                    study=self._study, trial=cost.trial, epoch=cost.epoch, payload=encode(cost)
+                )
+                for cost in costs
+                if (cost.trial, cost.epoch) not in recorded
             )
 
     @patient

@@ -95,7 +95,8 @@ class WorkerState:
 
     `activity` is in words for people, such as "training". Memory is that of the device, or of the
     machine where that is the device; it and the `load` (the machine's, averaged over a minute) are
-    None where they cannot be told.
+    None where they cannot be told. `peak_memory_bytes` is the most that the worker has ever held:
+    on the fullest of its GPUs, or in main memory.
     """
 
     activity: str
@@ -105,6 +106,7 @@ class WorkerState:
     memory_bytes: int | None
     memory_limit_bytes: int | None
     load: float | None
+    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

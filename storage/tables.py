@@ -197,6 +197,19 @@ class FloorRow(Row):
     payload: Mapped[str] = mapped_column(_LongText)
 
 
+class AdapterCostRow(Row):
+    """What an adapter of a trial takes and how fast it answers; `payload` is the whole of it."""
+
+    __tablename__ = "remember_adapter_costs"
+    __table_args__ = (UniqueConstraint("study", "trial", "epoch"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study: Mapped[str] = mapped_column(_StudyName, ForeignKey(StudyRow.name, ondelete="CASCADE"))
+    trial: Mapped[int]
+    epoch: Mapped[int]
+    payload: Mapped[str] = mapped_column(_LongText)
+
+
 class PromptRow(Row):
     """A prompt of a study, stored once; `digest` covers everything in it."""
 

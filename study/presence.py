@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -14,7 +14,7 @@ from storage.database import StorageError, StudyStorage
 from storage.leases import Lease, LeaseBook, LeaseLost, StudyLock, describe_this_process
 from storage.recorder import Recorder
 from storage.records import WorkerState
-from study.versions import package_versions
+from study.versions import versions_with
 
 LEASE_SECONDS = 120.0
 _SIGNS_PER_LEASE = 8  # so that some may fail before a lease expires
@@ -37,8 +37,10 @@ class Presence:
         *,
         device: str,
         slots: int,
+        revision: str | None = None,
         lease_seconds: float = LEASE_SECONDS,
         sign_seconds: float | None = None,
+        measure_peak: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Prepare; nothing is written before the context is entered.
 
@@ -48,8 +50,11 @@ class Presence:
             study: Its name.
             device: What the worker computes on.
             slots: How many trials it runs at once.
+            revision: The commit of its model, where that has one; recorded with the versions.
             lease_seconds: How long a trial stays this worker's without a sign of life.
             sign_seconds: Between two signs of life; by default several within a lease.
+            measure_peak: Returns the most memory that this worker has held so far; every sign of
+                life tells it.
         """
         self.owner = describe_this_process()
         self.leases = LeaseBook(storage)
@@ -57,8 +62,10 @@ class Presence:
         self._study = study
         self._device = device
         self._slots = slots
+        self._versions = versions_with(revision)
         self._lease_seconds = lease_seconds
         self._sign_seconds = sign_seconds or lease_seconds / _SIGNS_PER_LEASE
+        self._measure_peak = measure_peak
         self._held: dict[int, Lease] = {}
         self._lost: set[int] = set()
         self._renewed_at = time.time()
@@ -79,7 +86,7 @@ class Presence:
     def __enter__(self) -> Self:
         """Record that the worker is there, and begin to give signs of life."""
         self._sitting_id = self._recorder.begin_sitting(
-            owner=self.owner, device=self._device, slots=self._slots, versions=package_versions()
+            owner=self.owner, device=self._device, slots=self._slots, versions=self._versions
         )
         self._thread.start()
         return self
@@ -206,4 +213,5 @@ class Presence:
 
     def _give_sign(self, *, has_ended: bool = False) -> None:
         assert self._sitting_id is not None
-        self._recorder.record_sign_of_life(self._sitting_id, self._state, has_ended=has_ended)
+        state = replace(self._state, peak_memory_bytes=self._measure_peak())
+        self._recorder.record_sign_of_life(self._sitting_id, state, has_ended=has_ended)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 
 import optuna
 
@@ -11,7 +12,7 @@ from data.facts import Fact, FactsError
 from data.formats import epoch_documents, write_document
 from data.probes import MIN_KNOWN_PER_RING
 from data.prompts import put_question
-from data.recipes import GREEDY, TRAINING_FORMATS
+from data.recipes import GREEDY, TRAINING_FORMATS, Recipe
 from data.scenarios import Scenario
 from objectives.answers.request import AskingStopped, refuse_to_go_on
 from objectives.bank.probing import choose_slots
@@ -19,6 +20,8 @@ from objectives.floors import measure_floors
 from objectives.judges.base import Judge
 from objectives.learn import Learning
 from objectives.models.base import BaseModel
+from objectives.models.memory import is_out_of_memory
+from objectives.models.placement import devices_of
 from search_spaces.grid import count_cells, make_grid
 from search_spaces.presets import find_preset
 from search_spaces.recipe_space import RecipeSpace, largest_recipe
@@ -28,6 +31,7 @@ from storage.patience import Patience
 from storage.reader import read_study
 from storage.recorder import Recorder
 from storage.records import TrialRecord
+from study.adapter_costs import measure_adapter_costs
 from study.adapter_shelf import AdapterShelf
 from study.assigning import Bounds
 from study.budget import Budget
@@ -35,12 +39,14 @@ from study.confirming import confirm
 from study.engine import Post, load_engine
 from study.fingerprint import fingerprint_of
 from study.judge_making import LateCache, judge_config, make_study_judge
-from study.machine_load import describe_device
+from study.machine_load import describe_device, measure_peak
+from study.memory import StudyMemory
 from study.opening import first_points, open_optuna_study
 from study.place import Place, open_place
 from study.presence import Presence
 from study.pruning import Rungs, SuccessiveHalving
 from study.repeating import planned_repeats, train_again
+from study.rung_share import rung_share_of
 from study.spec import ConfigurationError, StudySpec
 from study.stored import (
     find_in,
@@ -48,6 +54,7 @@ from study.stored import (
     read_stored,
     reference_of,
 )
+from study.target_modules import fit_target_modules
 from study.watching import Watcher
 from study.worker import Worker, WorkerSettings
 
@@ -117,16 +124,18 @@ def _run_study(
     base = load_engine(spec, post.engine)
     check_lengths(scenario, base)
     space = spec.recipe_space(
-        hidden_size=int(base.model.config.hidden_size),
+        hidden_size=base.hidden_size,
         context_tokens=base.context_tokens,
         longest_qna_tokens=longest_qna_tokens(scenario, base),
     )
+    space = fit_target_modules(space, base)
+    rung_share = rung_share_of(spec, scenario, base, make_rungs(spec, len(scenario.facts)))
     samplings = spec.sampling_space
     grid = make_grid(space, samplings) if spec.sampler == "grid" else None
     points = first_points(spec, space, samplings, base)
     stored = read_stored(place)
     slots = (
-        _slots_to_start(spec, base, scenario, space, announce, should_stop, workers=post.workers)
+        _slots_to_start(spec, base, scenario, space, announce, should_stop, post=post)
         if stored is None
         else stored.slots
     )
@@ -145,6 +154,7 @@ def _run_study(
             judge,
             slots=slots,
             max_rank=space.max_rank,
+            rung_share=rung_share,
             should_stop=should_stop,
         )
         if storage is None:
@@ -153,7 +163,9 @@ def _run_study(
         recorder, made = Recorder(storage, place.name), post.joined or spec
         recorded_slots = recorder.create_study_record(
             config=made.recorded.model_dump_json(),
-            fingerprint=fingerprint_of(made, scenario, base, space, samplings, judge),
+            fingerprint=fingerprint_of(
+                made, scenario, base, space, samplings, judge, rung_share=rung_share
+            ),
             slots=slots,
             seed=spec.seed,
         )
@@ -166,6 +178,8 @@ def _run_study(
                 place.name,
                 device=describe_device(base.device),
                 slots=recorded_slots,
+                revision=base.revision,
+                measure_peak=partial(measure_peak, devices_of(base.model)),
             )
         )
         recorder.record_measurement(
@@ -188,7 +202,7 @@ def _run_study(
                 space=space,
                 samplings=samplings,
                 goal=spec.goal,
-                rungs=_make_rungs(spec, len(learning.facts)),
+                rungs=make_rungs(spec, len(learning.facts)),
                 pruner=SuccessiveHalving(
                     reference=reference,
                     reduction=spec.pruner.reduction,
@@ -260,7 +274,8 @@ def _ask_apart(
 ) -> bool:
     """Ask what needs the search to have ended, by one worker; return False if it was stopped.
 
-    That are the floors, the test wordings, and the chosen members trained again.
+    That are the floors, the test wordings, what the adapters take, and the chosen members trained
+    again.
     """
     lock = presence.try_lock("confirming")
     if lock is None:
@@ -282,6 +297,8 @@ def _ask_apart(
     findings = find_in(storage, place)
     if not confirm(storage, recorder, learning, findings, should_stop):
         return False
+    announce("measuring what the best adapters take")
+    measure_adapter_costs(recorder, learning, findings, should_stop)
     presence.tell_activity("training the best again")
     has_finished = train_again(
         planned_repeats(findings, learning, seeds=spec.confirming_seeds),
@@ -304,6 +321,7 @@ def _ask_base(
     *,
     slots: int,
     max_rank: int,
+    rung_share: float,
     should_stop: Callable[[], bool],
 ) -> Learning:
     """Return the experiment, made by asking the base what it knows.
@@ -319,6 +337,7 @@ def _ask_base(
         slots=slots,
         max_rank=max_rank,
         gradient_checkpointing=spec.engine.gradient_checkpointing,
+        rung_share=rung_share,
         should_stop=should_stop,
     )
     if not learning.facts:
@@ -341,33 +360,51 @@ def _slots_to_start(
     announce: Callable[[str], None],
     should_stop: Callable[[], bool],
     *,
-    workers: int,
+    post: Post,
 ) -> int:
     """Return the slots of a new study: as the file says, or as many as pay on this machine.
 
-    They are those of each of its `workers`.
+    They are those of each of its workers.
+
+    Raises:
+        ModelError: If the memory does not suffice for one, or for as many as the file says.
     """
+    memory = StudyMemory(
+        base, scenario, space, spec.sampling_space, post.engine, workers=post.workers
+    )
+    most = memory.most_slots(spec.trials // (TRIALS_PER_SLOT * post.workers), asked=spec.slots)
     if spec.slots is not None:
         return spec.slots
     announce("trying out how many trials to train at once")
     recipe = largest_recipe(space)
+    try:
+        return choose_slots(
+            base,
+            recipe,
+            partial(training_texts, scenario, recipe),
+            most=most,
+            gradient_checkpointing=post.engine.gradient_checkpointing,
+            limit_bytes=post.engine.memory_limit_bytes,
+            on_probed=lambda _: refuse_to_go_on(should_stop),
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise memory.explain_too_little() from error
 
-    def texts_of(seed: int) -> Callable[[int], Sequence[str]]:
-        return lambda epoch: [
-            document.text
-            for document in epoch_documents(
-                scenario.facts, scenario.known_facts, recipe, seed=seed, epoch=epoch
-            )
-        ]
 
-    return choose_slots(
-        base,
-        recipe,
-        texts_of,
-        most=spec.trials // (TRIALS_PER_SLOT * workers),
-        gradient_checkpointing=spec.engine.gradient_checkpointing,
-        on_probed=lambda _: refuse_to_go_on(should_stop),
-    )
+def training_texts(
+    scenario: Scenario, recipe: Recipe, seed: int
+) -> Callable[[int], Sequence[str]]:
+    """Return what gives the texts of a trial's epochs if the base knows all known facts."""
+
+    def texts_of(epoch: int) -> Sequence[str]:
+        documents = epoch_documents(
+            scenario.facts, scenario.known_facts, recipe, seed=seed, epoch=epoch
+        )
+        return [document.text for document in documents]
+
+    return texts_of
 
 
 def check_lengths(scenario: Scenario, base: BaseModel) -> None:
@@ -406,7 +443,8 @@ def _qna_tokens(fact: Fact, base: BaseModel) -> int:
     return len(base.encode_document(text))
 
 
-def _make_rungs(spec: StudySpec, facts: int) -> Rungs | None:
+def make_rungs(spec: StudySpec, facts: int) -> Rungs | None:
+    """Return when the trials of a study with so many new facts are measured; None if only last."""
     if not spec.pruner.enabled:
         return None
     return Rungs(

@@ -18,9 +18,15 @@ from data.facts import Fact, FactsError
 from data.measurements import Estimate, Verdict
 from data.scenarios import Knowledge, Scenario, ShippedKnowledge, load_scenario
 from data.scoring import score_recall
-from objectives.models.load import POCKET
+from objectives.models.sources import POCKET
 from storage.database import StudyNotFound, StudyStorage
-from storage.reader import read_agreements, read_study, read_verdicts
+from storage.reader import (
+    read_adapter_costs,
+    read_agreements,
+    read_sittings,
+    read_study,
+    read_verdicts,
+)
 from storage.records import StudyRecord
 from study.confirming import unconfirmed
 from study.place import Place, open_place
@@ -68,6 +74,8 @@ def find_in(storage: StudyStorage, place: Place) -> Findings:
         reference_of(spec, record.base.measurement.recall.value if record.base else None),
         _agreement_of_judge(storage, record),
         _recalls_together(storage, record),
+        adapter_costs=read_adapter_costs(storage, place.name),
+        sittings=read_sittings(storage, place.name),
     )
 
 

@@ -12,7 +12,8 @@ from peft import PeftModel
 
 from benchmarks.peers.answering import answer_one_by_one
 from benchmarks.peers.work_files import ANSWERS, read_prompts, write_lines
-from objectives.models.load import POCKET, load_base_model
+from objectives.models.load import load_base_model
+from objectives.models.sources import POCKET
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

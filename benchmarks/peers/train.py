@@ -12,7 +12,8 @@ from pathlib import Path
 from benchmarks.peers.trainer import train_with_trainer
 from benchmarks.peers.work_files import read_job
 from benchmarks.text_batches import batch_texts
-from objectives.models.load import POCKET, load_base_model
+from objectives.models.load import load_base_model
+from objectives.models.sources import POCKET
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

@@ -70,7 +70,7 @@ class GridSpace:
 
 def make_grid_spaces(base: BaseModel, *, longest_qna_tokens: int) -> tuple[GridSpace, ...]:
     """Return the grid of the brief's six settings and that of the default space."""
-    hidden_size = int(base.model.config.hidden_size)
+    hidden_size = base.hidden_size
     advised = lora_without_regret_rate(hidden_size)
 
     def rates(low: float, high: float, count: int) -> Choices:

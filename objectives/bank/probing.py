@@ -12,6 +12,8 @@ from data.recipes import Recipe
 from objectives.bank.bank import Bank, EpochTexts
 from objectives.models.base import BaseModel
 from objectives.models.memory import is_out_of_memory, release_memory
+from objectives.models.memory_limit import peak_gpu_bytes, room_on
+from objectives.models.placement import devices_of
 
 _STEPS = 5  # of which the fastest counts: whatever else runs on a machine only slows steps down
 
@@ -27,7 +29,10 @@ _MEMORY_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """What training `slots` adapters at once takes; `peak_bytes` is None on a CPU."""
+    """What training `slots` adapters at once takes.
+
+    `peak_bytes` is the most that was held on any one GPU, None on a CPU.
+    """
 
     slots: int
     seconds_per_token: float
@@ -41,6 +46,7 @@ def choose_slots(
     *,
     most: int,
     gradient_checkpointing: bool = False,
+    limit_bytes: int | None = None,
     on_probed: Callable[[Probed], None] = lambda _: None,
 ) -> int:
     """Return the number of slots, a power of two up to `most`, that trains a token fastest.
@@ -55,6 +61,7 @@ def choose_slots(
         texts_of: Returns the training texts of a trial, by its seed.
         most: The most slots to try; below 1 counts as 1.
         gradient_checkpointing: As the bank will be made.
+        limit_bytes: The most of each GPU that may be used; None for all of it.
         on_probed: Receives every attempt.
 
     Raises:
@@ -64,7 +71,7 @@ def choose_slots(
     slots, vain = 1, 0
     while slots <= max(1, most) and vain < _VAIN_ATTEMPTS:
         try:
-            probed = _probe(base, recipe, texts_of, slots, gradient_checkpointing)
+            probed = probe(base, recipe, texts_of, slots, gradient_checkpointing)
         except (RuntimeError, MemoryError) as error:
             if slots == 1 or not is_out_of_memory(error):
                 raise
@@ -73,7 +80,7 @@ def choose_slots(
             release_memory()
             break
         on_probed(probed)
-        if slots > 1 and not _fits(probed, base.device):
+        if slots > 1 and not _fits(probed, base, limit_bytes):
             break
         fastest = min((each.seconds_per_token for each in seen), default=float("inf"))
         vain = vain + 1 if probed.seconds_per_token > _AS_FAST * fastest else 0
@@ -83,16 +90,22 @@ def choose_slots(
     return max(each.slots for each in seen if _AS_FAST * each.seconds_per_token <= fastest)
 
 
-def _probe(
+def probe(
     base: BaseModel,
     recipe: Recipe,
     texts_of: Callable[[int], EpochTexts],
     slots: int,
     gradient_checkpointing: bool,
 ) -> Probed:
-    on_gpu = base.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(base.device)
+    """Train a few steps with so many slots, and return what that takes.
+
+    Raises:
+        torch.OutOfMemoryError: If they do not fit; on a CPU a RuntimeError.
+    """
+    devices = devices_of(base.model)
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
     bank = Bank(
         base,
         slots=slots,
@@ -114,11 +127,10 @@ def _probe(
     return Probed(
         slots=slots,
         seconds_per_token=min(seconds_per_token),
-        peak_bytes=torch.cuda.max_memory_allocated(base.device) if on_gpu else None,
+        peak_bytes=peak_gpu_bytes(devices),
     )
 
 
-def _fits(probed: Probed, device: torch.device) -> bool:
-    if probed.peak_bytes is None:
-        return True
-    return probed.peak_bytes <= _MEMORY_SHARE * torch.cuda.mem_get_info(device)[1]
+def _fits(probed: Probed, base: BaseModel, limit_bytes: int | None) -> bool:
+    room = room_on(devices_of(base.model), limit_bytes)
+    return probed.peak_bytes is None or room is None or probed.peak_bytes <= _MEMORY_SHARE * room

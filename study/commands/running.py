@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from analysis.examples import choose_examples, pair_verdicts
 from analysis.findings import Findings
 from analysis.report import write_report
+from analysis.resources import device_uses
 from analysis.results_markdown import write_results
 from analysis.tables import show_examples, show_front
 from data.measurements import Verdict
@@ -36,6 +38,7 @@ from study.commands.application import (
     messages,
     results,
 )
+from study.commands.dry_run import print_plan
 from study.commands.stop_signal import StopRequest, stop_signal
 from study.crew import Crew, posts_on
 from study.crew_view import CrewView
@@ -60,7 +63,17 @@ def run(
     ] = None,
     study: Annotated[Path | None, typer.Option(help="Study file (TOML).")] = None,
     model: Annotated[
-        str | None, typer.Option(help="“pocket”, a model folder, or a hub id; default: pocket.")
+        str | None,
+        typer.Option(
+            help="“pocket”, a name that `remember models` lists, a model folder, a .gguf file, or "
+            "a hub id; default: pocket."
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Branch, tag or commit of a model on the hub; default: its main branch."
+        ),
     ] = None,
     probes: ProbesOption = None,
     rehearsal: RehearsalOption = None,
@@ -87,6 +100,20 @@ def run(
         str | None,
         typer.Option(help="One process per device: “cuda:0,cuda:1”, or “all”."),
     ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="The most of each device's memory that may be used, such as 24GB or 12GiB.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what the study would take, of memory and of time; train and write nothing.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Search for the settings that teach a model new facts at the least loss of old ones.
@@ -99,6 +126,7 @@ def run(
         {
             "facts": None if facts is None else str(facts),
             "model": model,
+            "loading.revision": revision,
             "probes": None if probes is None else str(probes),
             "rehearsal_facts": None if rehearsal is None else str(rehearsal),
             "trials": trials,
@@ -107,9 +135,14 @@ def run(
             "name": name,
             "out": None if out is None else str(out),
             "seed": seed,
+            "engine.memory_limit": memory_limit,
         },
     )
     place = find_place(spec)
+    if dry_run:
+        posts = posts_on(spec, workers=workers, devices=devices)
+        print_plan(spec, place, posts, as_json=as_json)
+        return
     if not is_finished(spec, place):
         _run(spec, place, workers=workers, devices=devices)
     with closing(open_place(place)) as opened:
@@ -207,6 +240,16 @@ def describe(findings: Findings, place: Place) -> dict[str, object]:
             }
             for floor in findings.record.floors
         ],
+        "workers": [
+            {
+                "device": use.device,
+                "slots": use.slots,
+                "trained_tokens_per_second": use.trained_tokens_per_second,
+                "peak_memory_bytes": use.peak_memory_bytes,
+            }
+            for use in device_uses(findings.sittings)
+        ],
+        "adapter_costs": [asdict(cost) for cost in findings.adapter_costs],
         "front": [
             {
                 "trial": point.trial,
