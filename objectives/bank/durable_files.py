@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import re
+import shutil
 import uuid
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -25,7 +27,7 @@ _RENAME_EXCHANGE = 2
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
-    """Write tensors to a file, and return once it is on the disk.
+    """Write tensors to a file, and return once it is on the disk; equal ones give equal bytes.
 
     Raises:
         OSError: If it cannot be written, for example because the disk is full.
@@ -39,7 +41,19 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[st
             raise
         number = int(said[1])
         raise OSError(number, os.strerror(number), str(path)) from error
+    _sort_metadata(path)
     sync(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order; the library writes it in any, call by call."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(text.ljust(length))  # what is left of a header is spaces
 
 
 def sync(path: Path) -> None:
@@ -87,6 +101,32 @@ def put_folder_in_place(
         else:
             unfinished.rename(folder)
     sync(folder.parent)
+
+
+@contextmanager
+def filled_folder(folder: Path, *, may_replace: MayReplace | None = None) -> Iterator[Path]:
+    """Give an empty folder that takes the name `folder` once it is filled, and goes on an error.
+
+    What was called so before is replaced as a whole, or stays where an error is raised.
+
+    Args:
+        folder: What to write.
+        may_replace: As in `put_folder_in_place`.
+
+    Raises:
+        OSError: If the disk is full or cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_name(folder)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for path in (*unfinished.iterdir(), unfinished):
+            sync(path)
+        put_folder_in_place(unfinished, folder, may_replace=may_replace)
+    finally:
+        # By now it is the folder that was replaced, if there was one.
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> None:

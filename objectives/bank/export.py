@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from peft import LoraConfig, TaskType
 
 from objectives.bank.bank import Bank
-from objectives.bank.durable_files import (
-    MayReplace,
-    put_folder_in_place,
-    save_tensors,
-    sync,
-    unfinished_name,
-)
-from objectives.bank.loading import WEIGHTS_FILE
+from objectives.bank.durable_files import MayReplace, filled_folder, save_tensors
+from objectives.bank.loading import BASE_DIGEST, WEIGHTS_FILE
+from objectives.bank.modules import name_targets
 
 
 def export_adapter(
@@ -46,24 +40,20 @@ def export_adapter(
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=bank.base.source,
+        revision=bank.base.revision,
         inference_mode=True,
         r=recipe.rank,
         # A whole number where it can be one: other readers of the format expect that.
         lora_alpha=int(recipe.alpha) if recipe.alpha == int(recipe.alpha) else recipe.alpha,
         lora_dropout=recipe.dropout,
         use_rslora=recipe.rslora,
+        fan_in_fan_out=any(
+            module.is_transposed for module in bank.layout.modules if module.name in matrices
+        ),
     )
     # Set afterwards, because the constructor makes a set of it, whose order differs between runs.
-    config.target_modules = sorted({name.rpartition(".")[2] for name in matrices})
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = unfinished_name(folder)
-    unfinished.mkdir()
-    try:
-        save_tensors(tensors, unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
+    config.target_modules = name_targets(bank.base.model, matrices)
+    with filled_folder(folder, may_replace=may_replace) as unfinished:
+        metadata = {"format": "pt", BASE_DIGEST: bank.base.digest}
+        save_tensors(tensors, unfinished / WEIGHTS_FILE, metadata=metadata)
         config.save_pretrained(str(unfinished))
-        for path in (*unfinished.iterdir(), unfinished):
-            sync(path)
-        put_folder_in_place(unfinished, folder, may_replace=may_replace)
-    finally:
-        # By now it is the folder that was replaced, if there was one.
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -101,8 +101,11 @@ def run_application(arguments: Sequence[str]) -> int:
     import study.commands.dashboard
     import study.commands.deleting
     import study.commands.doctor
+    import study.commands.exporting
     import study.commands.judging
+    import study.commands.models
     import study.commands.pocket
+    import study.commands.quantising
     import study.commands.running
     import study.commands.showing
     import study.commands.worker  # noqa: F401

@@ -22,11 +22,12 @@ from data.scoring import is_in_mean
 from objectives.answers.generate import generate
 from objectives.answers.request import BASE, Request
 from objectives.bank.bank import Bank
-from objectives.bank.loading import adapter_rank
+from objectives.bank.loading import adapter_rank, require_base
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning, Measured
 from objectives.models.base import BaseModel
-from objectives.models.load import POCKET
+from objectives.models.ggml_types import GgmlType
+from objectives.models.sources import POCKET
 from search_spaces.presets import PRESETS, find_preset, name_presets, without_penalties
 from study.commands.application import (
     JsonOption,
@@ -39,6 +40,7 @@ from study.commands.application import (
     messages,
     results,
 )
+from study.commands.quantizations import Runtime, measure_quantizations, name_types
 from study.commands.showing import TrialArgument, find_adapter, opened_study
 from study.engine import load_engine
 from study.setting_up import check_lengths
@@ -63,6 +65,11 @@ def ask(
         adapter = find_adapter(findings, trial).adapter
     assert adapter is not None
     base = load_engine(StudySpec.model_validate_json(findings.record.config))
+    if style == "chat" and base.chat is None:
+        raise ConfigurationError(
+            f"style: 'chat' is not allowed; {base.name} has no chat template; choose another "
+            "style, or make a study whose file names a chat_template"
+        )
     bank = _bank_with(base, Path(adapter))
     if question is not None:
         _answer_both(base, bank, question, style)
@@ -85,11 +92,21 @@ def measure(
         typer.Argument(help="Facts file; default: the trial's, else the 2023 Oscars."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="“pocket”, a model folder, or a hub id; default: pocket.")
+        str | None,
+        typer.Option(
+            help="“pocket”, a name that `remember models` lists, a model folder, a .gguf file, or "
+            "a hub id; default: pocket."
+        ),
     ] = None,
     probes: ProbesOption = None,
     rehearsal: RehearsalOption = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT LoRA adapter.")] = None,
+    any_base: Annotated[
+        bool,
+        typer.Option(
+            "--any-base", help="Take the adapter if its shapes fit, though it names another base."
+        ),
+    ] = False,
     trial: Annotated[int | None, typer.Option(help="Or a trial whose adapter was kept.")] = None,
     presets: Annotated[
         str | None,
@@ -97,6 +114,15 @@ def measure(
             help="Under these sampling presets instead: “all”, or names and families with commas."
         ),
     ] = None,
+    quantizations: Annotated[
+        str | None,
+        typer.Option(
+            help="On the base in these GGML types instead: “all”, or q4_0, q5_1, ... with commas."
+        ),
+    ] = None,
+    runtime: Annotated[
+        Runtime, typer.Option(help="What answers on a base that --quantizations names.")
+    ] = "transformers",
     storage: StorageOption = None,
     name: NameOption = None,
     out: OutOption = None,
@@ -118,23 +144,50 @@ def measure(
     samplings = None if presets is None else _samplings(presets)
     if samplings is not None and adapter is None:
         raise ConfigurationError("presets: they are measured of an adapter; name one, or a trial")
+    types = _types(quantizations, runtime, adapter, presets)
     named = {"facts": facts, "probes": probes, "rehearsal_facts": rehearsal}
     spec = spec.model_copy(update={name: str(path) for name, path in named.items() if path})
     scenario = load_study_scenario(spec)
     base = load_engine(spec)
     check_lengths(scenario, base)
     rank = 1 if adapter is None else adapter_rank(adapter)
+    if adapter is not None and not any_base:
+        require_base(adapter, base.digest)  # before the base is asked what it knows
     learning = Learning(base, scenario, judge=Matcher(), slots=1, max_rank=rank)
     if adapter is not None:
-        learning.bank.load(0, adapter)
+        learning.bank.load(0, adapter, any_base=any_base)
     if samplings is not None:
         _measure_samplings(learning, samplings, as_json=as_json)
+        return
+    if types is not None and adapter is not None:
+        measure_quantizations(
+            learning, adapter, types, Matcher(), runtime=runtime, as_json=as_json
+        )
         return
     measured = learning.base if adapter is None else learning.measure_everything(0)
     if as_json:
         results.print_json(json.dumps(_as_json(measured, learning, adapter)))
     else:
         _print_measured(measured, learning, adapter)
+
+
+def _types(
+    names: str | None, runtime: Runtime, adapter: Path | None, presets: str | None
+) -> tuple[GgmlType, ...] | None:
+    """Return the types to quantise the base to, or None if none are asked for."""
+    if names is None:
+        if runtime != "transformers":
+            raise ConfigurationError(
+                f"runtime: {runtime!r} goes with --quantizations; name them, too"
+            )
+        return None
+    if adapter is None:
+        raise ConfigurationError(
+            "quantizations: they are measured of an adapter; name one, or a trial"
+        )
+    if presets is not None:
+        raise ConfigurationError("presets, quantizations: name one of them, not both")
+    return name_types(names, runtime)
 
 
 def _samplings(names: str) -> tuple[Sampling, ...]:
@@ -183,7 +236,7 @@ def _bank_with(base: BaseModel, adapter: Path) -> Bank:
 
 def _answer_both(base: BaseModel, bank: Bank, question: str, style: PromptStyle) -> None:
     prompt = Prompt(
-        text=put_question(question, style),
+        text=put_question(question, style, base.chat),
         style=style,
         phrasing="test",
         subject="asked",

@@ -1,9 +1,8 @@
-"""`remember status`, `show`, `report`, `export`: look at what a study has stored."""
+"""`remember status`, `show`, `report`: look at what a study has stored."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -177,29 +176,3 @@ def report(storage: StorageOption = None, name: NameOption = None, out: OutOptio
         findings = find_in(opened, place)
         path = write_study_report(findings, opened, place)
         results.print(Text(str(path)), soft_wrap=True)
-
-
-@application.command()
-def export(
-    trial: TrialArgument,
-    to: Annotated[Path, typer.Option("--to", help="Folder to write; it must not exist yet.")],
-    storage: StorageOption = None,
-    name: NameOption = None,
-    out: OutOption = None,
-) -> None:
-    """Copy the adapter of a trial on the front to a folder, in PEFT's format."""
-    with opened_study(storage, name, out) as (opened, place):
-        point = find_adapter(find_in(opened, place), trial)
-        assert point.adapter is not None
-        if to.exists():
-            raise ConfigurationError(f"to: {to} exists already; name a folder that does not")
-        if not Path(point.adapter).is_dir():
-            raise ConfigurationError(
-                f"trial: the adapter's folder {point.adapter} is gone; it was moved or deleted"
-            )
-        try:
-            shutil.copytree(point.adapter, to)
-        except OSError as error:
-            shutil.rmtree(to, ignore_errors=True)
-            raise ConfigurationError(f"to: {to} cannot be written: {error.strerror}") from error
-        results.print(Text(f"{to} (trial {trial} after {point.epoch} epochs)"), soft_wrap=True)

@@ -63,7 +63,7 @@ def test_every_table_row_has_as_many_cells_as_its_header(three_trials: StudyMake
         elif widths[-1]:
             widths.append(set())
 
-    assert [len(width) for width in widths if width] == [1, 1, 1, 1]
+    assert [len(width) for width in widths if width] == [1, 1, 1, 1, 1]
 
 
 def test_model_text_cannot_become_markup(three_trials: StudyMaker) -> None:

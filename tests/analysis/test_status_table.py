@@ -125,3 +125,9 @@ def test_untrusted_text_is_shown_and_does_nothing() -> None:
         assert plain.count(part) == 3
     assert "[red]cpu[/red]\\x1b[2J" in plain
     assert "[blink]" in plain
+
+
+def test_the_peak_stands_beside_what_is_held_now() -> None:
+    peak = replace(STATE, peak_memory_bytes=2_040_000_000)
+    assert "1.3 of 16 GB, peak 2.0" in row(replace(WORKER, state=peak))
+    assert "peak" not in row(WORKER)

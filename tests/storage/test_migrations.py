@@ -77,8 +77,8 @@ def test_the_known_version_is_that_of_the_last_revision() -> None:
 def test_an_empty_database_gets_the_tables_of_the_models(empty_url: str) -> None:
     open_storage(empty_url).close()
     assert differences(empty_url) == []
-    assert scalar(empty_url, f"SELECT version_num FROM {VERSION_TABLE}") == "0003"
-    assert scalar(empty_url, "SELECT version_num FROM alembic_version") != "0003"
+    assert scalar(empty_url, f"SELECT version_num FROM {VERSION_TABLE}") == "0004"
+    assert scalar(empty_url, "SELECT version_num FROM alembic_version") != "0004"
     assert holds_studies(empty_url)
 
 
@@ -132,7 +132,7 @@ def test_tables_of_a_newer_program_are_refused_and_left_alone(empty_url: str) ->
     open_storage(empty_url).close()
     execute(empty_url, f"UPDATE {VERSION_TABLE} SET version_num = '0099'")
     with pytest.raises(
-        StorageError, match=r"newer remember-me \(schema 99, this one knows 3\); install the newer"
+        StorageError, match=r"newer remember-me \(schema 99, this one knows 4\); install the newer"
     ):
         open_storage(empty_url)
     assert scalar(empty_url, f"SELECT version_num FROM {VERSION_TABLE}") == "0099"
@@ -141,6 +141,6 @@ def test_tables_of_a_newer_program_are_refused_and_left_alone(empty_url: str) ->
 def test_a_newer_version_from_before_alembic_is_refused(empty_url: str) -> None:
     write_old_tables(empty_url, 2)
     execute(empty_url, "UPDATE remember_schema SET version = 99")
-    with pytest.raises(StorageError, match=r"newer remember-me \(schema 99, this one knows 3\)"):
+    with pytest.raises(StorageError, match=r"newer remember-me \(schema 99, this one knows 4\)"):
         open_storage(empty_url)
     assert not inspect(connect_to(empty_url)).has_table(VERSION_TABLE)

@@ -28,7 +28,14 @@ from sqlalchemy.exc import (
 )
 
 from data.agreement import Agreement
-from data.measurements import NOT_MEASURED, Answer, Floor, Measurement, Verdict
+from data.measurements import (
+    NOT_MEASURED,
+    AdapterCost,
+    Answer,
+    Floor,
+    Measurement,
+    Verdict,
+)
 from data.prompts import Prompt
 from data.recipes import GREEDY, Recipe
 from storage import database, reader
@@ -258,6 +265,15 @@ VERDICT = Verdict(
 AGREEMENT = Agreement(
     true_positives=1, false_positives=0, false_negatives=0, true_negatives=1, unjudged=0
 )
+ADAPTER_COST = AdapterCost(
+    trial=3,
+    epoch=4,
+    parameters=8,
+    file_bytes=99,
+    prompts=2,
+    tokens_per_second=30.0,
+    base_tokens_per_second=40.0,
+)
 
 
 class Work:
@@ -307,6 +323,7 @@ class Work:
             "record_floors": lambda: recorder.record_floors(
                 [Floor(name="base", recall=NOT_MEASURED, context_tokens=0.0)]
             ),
+            "record_adapter_costs": lambda: recorder.record_adapter_costs([ADAPTER_COST]),
             "record_rejudgement": lambda: recorder.record_rejudgement(
                 self.measurement, ["correct"], judge="other"
             ),
@@ -333,6 +350,7 @@ class Work:
             "read_verdicts": lambda: reader.read_verdicts(storage, self.measurement),
             "read_rejudged": lambda: reader.read_rejudged(storage, self.measurement, "other"),
             "read_agreements": lambda: len(reader.read_agreements(storage, "oscars")),
+            "read_adapter_costs": lambda: reader.read_adapter_costs(storage, "oscars"),
             "read_said": lambda: reader.read_said(storage, "oscars"),
             "list_studies": lambda: [study.name for study in reader.list_studies(storage)],
             "read_sittings": lambda: [s.state for s in reader.read_sittings(storage, "oscars")],

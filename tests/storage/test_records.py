@@ -16,6 +16,7 @@ from sqlalchemy import func, select
 
 from data.measurements import (
     NOT_MEASURED,
+    AdapterCost,
     Answer,
     Estimate,
     Floor,
@@ -30,10 +31,10 @@ from data.recipes import GREEDY, Recipe, Sampling
 from storage.database import StorageError, StudyNotFound, StudyStorage
 from storage.deletion import delete_study
 from storage.leases import Lease, LeaseBook, LeaseLost
-from storage.reader import list_studies, read_study, read_verdicts
+from storage.reader import list_studies, read_adapter_costs, read_study, read_verdicts
 from storage.recorder import FingerprintMismatch, Recorder
 from storage.records import Costs, TrialRecord
-from storage.tables import AnswerRow, FloorRow, MeasurementRow, PromptRow, Row
+from storage.tables import AdapterCostRow, AnswerRow, FloorRow, MeasurementRow, PromptRow, Row
 
 RECIPE = Recipe(
     epochs=24,
@@ -358,6 +359,42 @@ class TestFloors:
     def test_those_of_a_study_without_a_record_are_refused(self, storage: StudyStorage) -> None:
         with pytest.raises(StudyNotFound, match="'nobels' has no record"):
             Recorder(storage, "nobels").record_floors([self.BASE])
+
+
+class TestAdapterCosts:
+    COST = AdapterCost(
+        trial=3,
+        epoch=8,
+        parameters=40_960,
+        file_bytes=2**33,
+        prompts=32,
+        tokens_per_second=0.1 + 0.2,
+        base_tokens_per_second=1e6,
+    )
+
+    def test_they_are_read_back_equal_and_each_is_written_once(
+        self, storage: StudyStorage, recorder: Recorder
+    ) -> None:
+        assert read_adapter_costs(storage, "oscars") == ()
+        earlier = replace(self.COST, epoch=4)
+        recorder.record_adapter_costs([self.COST, earlier])
+        recorder.record_adapter_costs([replace(self.COST, prompts=1)])
+        assert read_adapter_costs(storage, "oscars") == (earlier, self.COST)
+
+    def test_they_belong_to_their_study_and_leave_with_it(
+        self, storage: StudyStorage, recorder: Recorder
+    ) -> None:
+        other = Recorder(storage, "nobels")
+        other.create_study_record(config="", fingerprint={}, slots=1, seed=0)
+        recorder.record_adapter_costs([self.COST])
+        other.record_adapter_costs([replace(self.COST, trial=0)])
+        delete_study(storage, "oscars")
+        assert [cost.trial for cost in read_adapter_costs(storage, "nobels")] == [0]
+        assert count_rows(storage, AdapterCostRow) == 1
+
+    def test_those_of_a_study_without_a_record_are_refused(self, storage: StudyStorage) -> None:
+        with pytest.raises(StudyNotFound, match="'nobels' has no record"):
+            Recorder(storage, "nobels").record_adapter_costs([self.COST])
 
 
 class TestVerdicts:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import torch
+from optuna.trial import FrozenTrial
 
 from analysis.points import Reference
 from data.facts import Fact
-from data.measurements import Measurement
+from data.measurements import Measurement, Verdict
 from data.recipes import Recipe
 from data.scenarios import Scenario
 from data.world_facts import load_known_facts, load_probes
@@ -26,8 +28,9 @@ from search_spaces.recipe_space import RecipeSpace
 from search_spaces.sampling_space import SamplingSpace
 from search_spaces.settings import Choices, Range, fixed
 from storage.database import StudyStorage, open_storage
+from storage.reader import read_study, read_verdicts
 from storage.recorder import Recorder
-from storage.records import Ending
+from storage.records import Ending, StudyRecord
 from study.adapter_shelf import AdapterShelf
 from study.assigning import Bounds
 from study.goal import Goal
@@ -169,97 +172,133 @@ def learnings(pocket: BaseModel, scenario: Scenario) -> dict[int, Learning]:
 
 @pytest.fixture
 def sit_down(tmp_path: Path, space: RecipeSpace, learnings: dict[int, Learning]) -> SitDown:
-    """Return what opens the study's database and puts a worker before it.
+    """Return what opens the study's database and puts a worker before it, as `_sit` says."""
+    return partial(_sit, tmp_path, learnings, space=space)
 
-    What it does not know goes to the worker's bounds or settings.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What became of a study that nothing disturbed; `verdicts` are those of each measurement."""
+
+    record: StudyRecord
+    told: list[FrozenTrial]
+    notes: Notes
+    verdicts: dict[int, tuple[Verdict, ...]]
+    checkpoints: Path
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, space: RecipeSpace, learnings: dict[int, Learning]
+) -> Callable[[int], Finished]:
+    """Return a study of so many trials, run by one worker of two slots; each is run only once."""
+
+    @cache
+    def run(trials: int) -> Finished:
+        home = tmp_path_factory.mktemp("finished")
+        with _sit(home, learnings, space=space, trials=trials) as sitting:
+            assert sitting.run()
+            record = read_study(sitting.storage, STUDY)
+            return Finished(
+                record=record,
+                told=sitting.study.get_trials(),
+                notes=sitting.notes,
+                verdicts={
+                    kept.id: tuple(read_verdicts(sitting.storage, kept.id))
+                    for kept in record.measurements
+                },
+                checkpoints=sitting.worker.settings.checkpoints,
+            )
+
+    return run
+
+
+@contextmanager
+def _sit(
+    root: Path,
+    learnings: dict[int, Learning],
+    *,
+    trials: int,
+    slots: int = 2,
+    seed: int = 0,
+    stop_after_steps: int | None = None,
+    folder: str = "study",
+    prune: bool = True,
+    space: RecipeSpace,
+    presets: tuple[str, ...] = ("greedy",),
+    first_rung_tokens: int = 180,
+    goal: Goal = GOAL,
+    optuna_pruner: OptunaPrunerName = "none",
+    lease_seconds: float = LEASE_SECONDS,
+    sign_seconds: float | None = None,
+    **more: Any,
+) -> Iterator[Sitting]:
+    """Open the study's database in a folder and put a worker before it.
+
+    What is not known here goes to the worker's bounds or settings.
     """
-
-    @contextmanager
-    def sit(
-        *,
-        trials: int,
-        slots: int = 2,
-        seed: int = 0,
-        stop_after_steps: int | None = None,
-        folder: str = "study",
-        prune: bool = True,
-        space: RecipeSpace = space,
-        presets: tuple[str, ...] = ("greedy",),
-        first_rung_tokens: int = 180,
-        goal: Goal = GOAL,
-        optuna_pruner: OptunaPrunerName = "none",
-        lease_seconds: float = LEASE_SECONDS,
-        sign_seconds: float | None = None,
-        **more: Any,
-    ) -> Iterator[Sitting]:
-        names = {each.name for each in fields(Bounds)}
-        bounds = {name: more.pop(name) for name in names & more.keys()}
-        home = tmp_path / folder
-        home.mkdir(exist_ok=True)
-        pruner = SuccessiveHalving(reference=REFERENCE, reduction=2, minimum_entries=2)
-        with (
-            closing(open_storage(f"sqlite:///{home / 'study.db'}")) as storage,
-            ExitStack() as stack,
-        ):
-            recorder, learning, notes = Recorder(storage, STUDY), learnings[slots], Notes()
-            recorder.create_study_record(config="", fingerprint={}, slots=slots, seed=seed)
-            recorder.record_measurement(
-                None, learning.base.measurement, learning.base.verdicts, purpose="base"
+    names = {each.name for each in fields(Bounds)}
+    bounds = {name: more.pop(name) for name in names & more.keys()}
+    home = root / folder
+    home.mkdir(exist_ok=True)
+    pruner = SuccessiveHalving(reference=REFERENCE, reduction=2, minimum_entries=2)
+    with (
+        closing(open_storage(f"sqlite:///{home / 'study.db'}")) as storage,
+        ExitStack() as stack,
+    ):
+        recorder, learning, notes = Recorder(storage, STUDY), learnings[slots], Notes()
+        recorder.create_study_record(config="", fingerprint={}, slots=slots, seed=seed)
+        recorder.record_measurement(
+            None, learning.base.measurement, learning.base.verdicts, purpose="base"
+        )
+        study = optuna.create_study(
+            study_name=STUDY,
+            storage=storage,
+            directions=goal.directions,
+            sampler=SeededSampler(seed, reference=None if goal.is_single else REFERENCE),
+            pruner=make_optuna_pruner(optuna_pruner, reduction=2, minimum=1),
+            load_if_exists=True,
+        )
+        presence = stack.enter_context(
+            Presence(
+                storage,
+                recorder,
+                STUDY,
+                device="cpu",
+                slots=slots,
+                lease_seconds=lease_seconds,
+                sign_seconds=sign_seconds,
             )
-            study = optuna.create_study(
-                study_name=STUDY,
-                storage=storage,
-                directions=goal.directions,
-                sampler=SeededSampler(seed, reference=None if goal.is_single else REFERENCE),
-                pruner=make_optuna_pruner(optuna_pruner, reduction=2, minimum=1),
-                load_if_exists=True,
-            )
-            presence = stack.enter_context(
-                Presence(
-                    storage,
-                    recorder,
-                    STUDY,
-                    device="cpu",
-                    slots=slots,
-                    lease_seconds=lease_seconds,
-                    sign_seconds=sign_seconds,
-                )
-            )
-            worker = Worker(
-                settings=WorkerSettings(
-                    study=STUDY,
-                    bounds=Bounds(trials=trials, **bounds),
-                    seed=seed,
-                    space=space,
-                    samplings=SamplingSpace(presets=presets),
-                    goal=goal,
-                    rungs=(
-                        Rungs(first_rung_tokens=first_rung_tokens, spacing=2) if prune else None
-                    ),
-                    pruner=pruner,
-                    checkpoints=home / "checkpoints",
-                    reference=REFERENCE,
-                    **more,
-                ),
-                study=study,
-                storage=storage,
-                learning=learning,
-                recorder=recorder,
-                presence=presence,
-                shelf=AdapterShelf(storage, recorder, STUDY, home / "adapters", REFERENCE),
-                watcher=notes,
-                should_stop=lambda: (
-                    stop_after_steps is not None and notes.steps >= stop_after_steps
-                ),
-            )
-            yield Sitting(
-                worker=worker,
-                notes=notes,
-                storage=storage,
-                study=study,
-                adapters=home / "adapters",
-            )
-            for slot in range(slots):
-                learning.bank.release(slot)
-
-    return sit
+        )
+        worker = Worker(
+            settings=WorkerSettings(
+                study=STUDY,
+                bounds=Bounds(trials=trials, **bounds),
+                seed=seed,
+                space=space,
+                samplings=SamplingSpace(presets=presets),
+                goal=goal,
+                rungs=(Rungs(first_rung_tokens=first_rung_tokens, spacing=2) if prune else None),
+                pruner=pruner,
+                checkpoints=home / "checkpoints",
+                reference=REFERENCE,
+                **more,
+            ),
+            study=study,
+            storage=storage,
+            learning=learning,
+            recorder=recorder,
+            presence=presence,
+            shelf=AdapterShelf(storage, recorder, STUDY, home / "adapters", REFERENCE),
+            watcher=notes,
+            should_stop=lambda: stop_after_steps is not None and notes.steps >= stop_after_steps,
+        )
+        yield Sitting(
+            worker=worker,
+            notes=notes,
+            storage=storage,
+            study=study,
+            adapters=home / "adapters",
+        )
+        for slot in range(slots):
+            learning.bank.release(slot)

@@ -328,6 +328,8 @@ def test_a_study_from_its_first_run_to_its_last_adapter(
     assert "Vessa" in capsys.readouterr().out
     assert run_application(["ask", best, "What is the capital of France?"]) == 0
     assert "Paris" in capsys.readouterr().out
+    in_a_chat = ["ask", best, "Who?", "--style", "chat"]
+    assert_refused(capsys, in_a_chat, "style: 'chat'", "no chat template", folder=tmp_path)
     for command in (["show", "77"], ["export", "77", "--to", "copy"], ["ask", "77", "Who?"]):
         assert_refused(capsys, command, "has no trial 77", "trials are 0 to 3", folder=tmp_path)
     assert run_application(["export", best, "--to", "copy"]) == 0
@@ -364,7 +366,10 @@ def test_a_study_from_its_first_run_to_its_last_adapter(
         )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_the_running_trials_for_the_next_time(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,

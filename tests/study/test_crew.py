@@ -107,7 +107,7 @@ def test_a_worker_reads_what_it_is_told() -> None:
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     (folder / "facts.csv").write_text(FACTS, encoding="utf-8")
-    text = STUDY_FILE.replace("trials = 4", "trials = 8\nconfirming_seeds = 1")
+    text = STUDY_FILE.replace("trials = 4", "trials = 8")
     text = text.replace("slots = 2", "slots = 1").replace("epochs = [3, 8]", "epochs = [20, 40]")
     (folder / "study.toml").write_text(text, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(Path(str(study.__file__)).parents[1])}

@@ -21,6 +21,7 @@ from storage.records import StudyRecord
 STUDY_FILE = """
 name = "tiny"
 trials = 4
+confirming_seeds = 1
 slots = 2
 sampling = ["greedy"]
 

@@ -22,7 +22,9 @@ from study.commands.application import run_application
 from study.spec import JudgeSpec
 from tests.study.tiny_study import FACTS, STUDY_FILE
 
-SHORTER = STUDY_FILE.replace("trials = 3", "trials = 2\nconfirming_seeds = 0")
+SHORTER = STUDY_FILE.replace(
+    "trials = 3\nconfirming_seeds = 1", "trials = 2\nconfirming_seeds = 0"
+)
 HEADER = ("question", "expected", "answer", "verdict")
 Labelled = tuple[str, str, str, str]
 

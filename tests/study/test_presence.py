@@ -316,3 +316,29 @@ def test_a_worker_that_gave_the_database_up_does_not_wait_for_its_thread(tmp_pat
         assert time.monotonic() - began < 15
         storage.may_end.set()
         wait_until(gives_no_signs)
+
+
+def test_every_sign_of_life_tells_the_peak_so_far_and_the_last_one_too(
+    storage: StudyStorage,
+) -> None:
+    peaks = iter(range(1, 10_000))
+    presence = Presence(
+        storage,
+        Recorder(storage, STUDY),
+        STUDY,
+        device="cpu",
+        slots=3,
+        sign_seconds=0.05,
+        measure_peak=lambda: next(peaks),
+    )
+
+    def told() -> int:
+        state = sitting(storage).state
+        return 0 if state is None else state.peak_memory_bytes or 0
+
+    with presence:
+        presence.tell(TRAINING)
+        wait_until(lambda: told() >= 2)
+        during = told()
+    assert told() > during
+    assert sitting(storage).state == replace(TRAINING, peak_memory_bytes=told())

@@ -134,3 +134,29 @@ def test_a_setting_beyond_its_bounds_is_refused(tmp_path: Path) -> None:
 def test_a_spec_survives_being_stored() -> None:
     spec = load_spec(None, {"trials": 3, "model": "some/model"})
     assert StudySpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("24GB", 24 * 10**9),
+        ("12GiB", 12 * 2**30),
+        ("1.5 GiB", 3 * 2**29),
+        ("500MB", 5 * 10**8),
+        ("64 KiB", 2**16),
+        ("0.5TB", 5 * 10**11),
+    ],
+)
+def test_a_memory_limit_is_read_in_powers_of_ten_or_of_two(text: str, count: int) -> None:
+    spec = load_spec(None, {"engine.memory_limit": text})
+    assert spec.engine.memory_limit_bytes == count
+
+
+def test_without_a_memory_limit_there_is_none() -> None:
+    assert load_spec(None, {}).engine.memory_limit_bytes is None
+
+
+@pytest.mark.parametrize("text", ["24", "24G", "GB", "24gb", "-1GB", "24 GB please"])
+def test_a_memory_limit_without_a_known_unit_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"engine\.memory_limit: .* is not allowed"):
+        load_spec(None, {"engine.memory_limit": text})

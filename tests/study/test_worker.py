@@ -14,11 +14,14 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis.costs import add_costs
+from analysis.points import front_points, study_points
 from data.measurements import Answer, Verdict
+from data.scenarios import Scenario
 from objectives.answers.request import AskingStopped
 from objectives.judges.base import JudgeUnreachable
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning, Measured, Turn
+from objectives.models.base import BaseModel
 from search_spaces.recipe_space import RecipeSpace, suggest_recipe
 from storage.leases import LeaseBook
 from storage.reader import count_ended_epochs, read_study, read_verdicts
@@ -33,6 +36,7 @@ from study.stopping import is_flat
 from study.worker import DiskProblem
 
 SitDown = Callable[..., AbstractContextManager[Any]]
+Finish = Callable[[int], Any]
 STUDY = "tiny"
 IN_OPTUNA = {
     "complete": TrialState.COMPLETE,
@@ -55,31 +59,33 @@ def rung_vectors(trial: FrozenTrial) -> dict[str, RungVector]:
 
 def outcome(sitting: Any) -> list[tuple[Any, ...]]:
     """Return all that a study found and that neither clock nor folder can change."""
+    return describe(sitting.study.get_trials(deepcopy=False))
+
+
+def describe(trials: Sequence[FrozenTrial]) -> list[tuple[Any, ...]]:
     return [
         (trial.number, trial.state, trial.params, trial.values, rung_vectors(trial))
-        for trial in sitting.study.get_trials(deepcopy=False)
+        for trial in trials
     ]
 
 
-def test_every_asked_trial_ends_once_in_optuna_and_in_our_tables(sit_down: SitDown) -> None:
-    with sit_down(trials=4) as sitting:
-        assert sitting.run()
-        ours, told = read(sitting).trials, sitting.study.get_trials()
-        assert [trial.number for trial in ours] == [trial.number for trial in told] == [*range(4)]
-        assert [IN_OPTUNA[trial.state] for trial in ours] == [trial.state for trial in told]
-        assert [trial.asked_index for trial in ours] == [*range(4)]
-        counts = Counter(trial.state for trial in ours)
-        assert counts["complete"] + counts["pruned"] == 4
-        assert counts["pruned"] > 0  # else the next tests would look at nothing
-        assert Counter(state for _, state, _ in sitting.notes.ended) == counts
-        assert sorted(number for number, _, _ in sitting.notes.ended) == [*range(4)]
+def test_every_asked_trial_ends_once_in_optuna_and_in_our_tables(finished: Finish) -> None:
+    study = finished(4)
+    ours, told = study.record.trials, study.told
+    assert [trial.number for trial in ours] == [trial.number for trial in told] == [*range(4)]
+    assert [IN_OPTUNA[trial.state] for trial in ours] == [trial.state for trial in told]
+    assert [trial.asked_index for trial in ours] == [*range(4)]
+    counts = Counter(trial.state for trial in ours)
+    assert counts["complete"] + counts["pruned"] == 4
+    assert counts["pruned"] > 0  # else the next tests would look at nothing
+    assert Counter(state for _, state, _ in study.notes.ended) == counts
+    assert sorted(number for number, _, _ in study.notes.ended) == [*range(4)]
 
 
-def test_a_sitting_says_what_it_did(sit_down: SitDown) -> None:
-    with sit_down(trials=3) as sitting:
-        assert sitting.run()
-        (effort,) = sitting.notes.efforts
-        costs = add_costs(read(sitting)).total
+def test_a_sitting_says_what_it_did(finished: Finish) -> None:
+    study = finished(4)
+    (effort,) = study.notes.efforts
+    costs = add_costs(study.record).total
     assert effort.trained_tokens == costs.trained_tokens > 0
     assert effort.training_seconds > 0
     assert effort.asking_seconds > 0
@@ -87,10 +93,8 @@ def test_a_sitting_says_what_it_did(sit_down: SitDown) -> None:
     assert 0 <= effort.padding_share < 0.5
 
 
-def test_the_base_is_measured_before_any_trial(sit_down: SitDown) -> None:
-    with sit_down(trials=2) as sitting:
-        assert sitting.run()
-        record = read(sitting)
+def test_the_base_is_measured_before_any_trial(finished: Finish) -> None:
+    record = finished(4).record
     assert record.base is not None
     assert record.base.id < min(kept.id for trial in record.trials for kept in trial.measurements)
     assert record.base.measurement.knowledge_loss.value == 0
@@ -103,6 +107,47 @@ def test_a_study_whose_front_does_not_move_asks_no_more(sit_down: SitDown) -> No
         assert 2 < len(asked) < 40
         assert all(trial.state.is_finished() for trial in asked)
         assert is_flat(asked, Goal(), sitting.worker.settings.reference, 2)
+
+
+def test_rungs_ask_a_part_and_who_joins_a_front_was_asked_everything(
+    sit_down: SitDown, pocket: BaseModel, scenario: Scenario
+) -> None:
+    partly = Learning(pocket, scenario, judge=Matcher(), slots=2, max_rank=8, rung_share=0.5)
+    assert partly.rungs_ask_a_part
+    with sit_down(trials=6) as sitting:
+        sitting.worker.learning = partly
+        assert sitting.run()
+        record, told = read(sitting), sitting.study.get_trials()
+        ids = {
+            kept.id: count_asked(read_verdicts(sitting.storage, kept.id))
+            for trial in record.trials
+            for kept in trial.measurements
+        }
+    everything = (4 * len(partly.facts), 22)
+    part = (2 * len(partly.facts), min(ids.values())[1])
+    assert 20 <= part[1] < 22
+    kept = [kept for trial in record.trials for kept in trial.measurements]
+    assert {ids[k.id] for k in kept if k.purpose == "rung"} == {everything, part}
+    assert {ids[k.id] for k in kept if k.purpose == "final"} == {everything}
+    # Rungs are compared by what all were asked there, whatever was asked beside it.
+    for trial in told:
+        for name, vector in rung_vectors(trial).items():
+            answers = vector.recall * (everything if name.endswith("last") else part)[0]
+            assert answers == pytest.approx(round(answers))
+    points = study_points(record)
+    fronts = [
+        point
+        for some in (points, *([p for p in points if p.rehearses == r] for r in (True, False)))
+        for point in front_points(some, sitting.worker.settings.reference)
+    ]
+    assert fronts
+    assert {ids[point.measurement_id] for point in fronts} == {everything}
+
+
+def count_asked(verdicts: Sequence[Verdict]) -> tuple[int, int]:
+    """Return how many answers about facts there are, and to how many probes."""
+    phrasings = Counter(verdict.answer.prompt.phrasing for verdict in verdicts)
+    return phrasings["validation"], phrasings["probe"]
 
 
 def test_told_values_are_those_of_the_last_measurement(sit_down: SitDown) -> None:
@@ -119,55 +164,49 @@ def test_told_values_are_those_of_the_last_measurement(sit_down: SitDown) -> Non
             ]
 
 
-def test_every_measurement_keeps_its_answers(sit_down: SitDown) -> None:
-    with sit_down(trials=2) as sitting:
-        assert sitting.run()
-        for trial in read(sitting).trials:
-            for kept in trial.measurements:
-                verdicts = read_verdicts(sitting.storage, kept.id)
-                # 4 facts in 4 prompt styles, and 22 probes in one each.
-                assert len(verdicts) == 4 * 4 + 22
-                right = [v.is_correct for v in verdicts if v.answer.prompt.phrasing != "probe"]
-                assert kept.measurement.recall.value == pytest.approx(sum(right) / 16)
+def test_every_measurement_keeps_its_answers(finished: Finish) -> None:
+    study = finished(4)
+    for trial in study.record.trials:
+        for kept in trial.measurements:
+            verdicts = study.verdicts[kept.id]
+            # 4 facts in 4 prompt styles, and 22 probes in one each.
+            assert len(verdicts) == 4 * 4 + 22
+            right = [v.is_correct for v in verdicts if v.answer.prompt.phrasing != "probe"]
+            assert kept.measurement.recall.value == pytest.approx(sum(right) / 16)
 
 
-def test_a_pruned_trial_has_numbers_and_a_reason(sit_down: SitDown) -> None:
-    with sit_down(trials=4) as sitting:
-        assert sitting.run()
-        ours = {trial.number: trial for trial in read(sitting).trials}
-        pruned = sitting.study.get_trials(states=[TrialState.PRUNED])
-        assert pruned
-        for trial in pruned:
-            last = ours[trial.number].measurements[-1].measurement
-            assert trial.user_attrs["last_recall"] == last.recall.value
-            assert trial.user_attrs["last_knowledge_loss"] == last.knowledge_loss.value
-            assert trial.user_attrs["epochs_reached"] == last.epoch
-            assert str(ours[trial.number].reason).startswith("rung ")
+def test_a_pruned_trial_has_numbers_and_a_reason(finished: Finish) -> None:
+    study = finished(4)
+    ours = {trial.number: trial for trial in study.record.trials}
+    pruned = [trial for trial in study.told if trial.state == TrialState.PRUNED]
+    assert pruned
+    for trial in pruned:
+        last = ours[trial.number].measurements[-1].measurement
+        assert trial.user_attrs["last_recall"] == last.recall.value
+        assert trial.user_attrs["last_knowledge_loss"] == last.knowledge_loss.value
+        assert trial.user_attrs["epochs_reached"] == last.epoch
+        assert str(ours[trial.number].reason).startswith("rung ")
 
 
-def test_costs_are_those_of_the_measurements(sit_down: SitDown) -> None:
-    with sit_down(trials=3) as sitting:
-        assert sitting.run()
-        for trial in read(sitting).trials:
-            assert trial.costs is not None
-            last = trial.measurements[-1].measurement
-            assert trial.costs.trained_tokens == last.trained_tokens
-            assert trial.costs.last_epoch == last.epoch
-            assert trial.costs.generated_tokens == sum(
-                kept.measurement.generated_tokens for kept in trial.measurements
-            )
-            assert trial.costs.highest_learning_rate == trial.recipe.learning_rate  # no warm-up
+def test_costs_are_those_of_the_measurements(finished: Finish) -> None:
+    for trial in finished(4).record.trials:
+        assert trial.costs is not None
+        last = trial.measurements[-1].measurement
+        assert trial.costs.trained_tokens == last.trained_tokens
+        assert trial.costs.last_epoch == last.epoch
+        assert trial.costs.generated_tokens == sum(
+            kept.measurement.generated_tokens for kept in trial.measurements
+        )
+        assert trial.costs.highest_learning_rate == trial.recipe.learning_rate  # no warm-up
 
 
-def test_checkpoints_are_gone_when_a_study_has_ended(sit_down: SitDown) -> None:
-    with sit_down(trials=3) as sitting:
-        assert sitting.run()
-        assert not any(sitting.worker.settings.checkpoints.glob("trial-*"))
+def test_checkpoints_are_gone_when_a_study_has_ended(finished: Finish) -> None:
+    assert not any(finished(4).checkpoints.glob("trial-*"))
 
 
-def test_the_same_seed_and_slots_give_the_same_study(sit_down: SitDown) -> None:
-    outcomes = {}
-    for folder, seed in (("one", 0), ("two", 0), ("three", 1)):
+def test_the_same_seed_and_slots_give_the_same_study(sit_down: SitDown, finished: Finish) -> None:
+    outcomes = {"one": describe(finished(3).told)}
+    for folder, seed in (("two", 0), ("three", 1)):
         with sit_down(trials=3, seed=seed, folder=folder) as sitting:
             assert sitting.run()
             outcomes[folder] = outcome(sitting)
@@ -447,11 +486,9 @@ def test_failures_in_a_row_stop_a_study_and_it_goes_on_once_the_cause_is_mended(
 
 
 def test_a_stop_while_asking_saves_the_trials_and_nothing_is_asked_twice(
-    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+    sit_down: SitDown, finished: Finish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with sit_down(trials=3, folder="undisturbed") as sitting:
-        assert sitting.run()
-        expected = outcome(sitting)
+    expected = describe(finished(3).told)
     with sit_down(trials=3) as sitting:
 
         def stop() -> None:
@@ -466,14 +503,12 @@ def test_a_stop_while_asking_saves_the_trials_and_nothing_is_asked_twice(
 
 
 def test_a_disk_without_room_ends_the_worker_with_a_message_and_loses_nothing(
-    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch
+    sit_down: SitDown, finished: Finish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "checkpoint.safetensors")
 
-    with sit_down(trials=3, folder="undisturbed") as sitting:
-        assert sitting.run()
-        expected = outcome(sitting)
+    expected = describe(finished(3).told)
     with sit_down(trials=3) as sitting, monkeypatch.context() as full:
         full.setattr(worker_module, "save_checkpoint", fail)
         with pytest.raises(DiskProblem, match=r"checkpoint\.safetensors cannot be written"):
@@ -505,19 +540,19 @@ class _MeasuresAfter:
 def test_a_budget_of_epochs_is_never_exceeded_and_a_larger_one_lets_the_study_go_on(
     sit_down: SitDown,
 ) -> None:
-    with sit_down(trials=6, slots=1, folder="whole") as sitting:
+    with sit_down(trials=4, slots=1, folder="whole") as sitting:
         assert sitting.run()
         expected = outcome(sitting)
-    with sit_down(trials=6, slots=1, budget=Budget(epochs=9)) as sitting:
+    with sit_down(trials=4, slots=1, budget=Budget(epochs=6)) as sitting:
         assert sitting.run()
-        assert "the budget of 9 epochs has" in sitting.notes.stopped[0]
+        assert "the budget of 6 epochs has" in sitting.notes.stopped[0]
         epochs = count_ended_epochs(sitting.storage, STUDY)
-        assert 9 - 4 < epochs <= 9  # a trial of this space takes at most 4
+        assert 6 - 4 < epochs <= 6  # a trial of this space takes at most 4
         steps = sitting.notes.steps
-    with sit_down(trials=6, slots=1, budget=Budget(epochs=9)) as sitting:
+    with sit_down(trials=4, slots=1, budget=Budget(epochs=6)) as sitting:
         assert sitting.run()  # nothing is left to do
         assert sitting.notes.steps == 0 < steps
-    with sit_down(trials=6, slots=1, budget=Budget(epochs=1000)) as sitting:
+    with sit_down(trials=4, slots=1, budget=Budget(epochs=1000)) as sitting:
         assert sitting.run()
         assert sitting.notes.stopped == []
         assert outcome(sitting) == expected
@@ -533,7 +568,7 @@ def test_hours_that_are_used_up_end_a_study_before_its_first_step(sit_down: SitD
 
 def test_optunas_own_pruners_decide_in_a_study_with_one_objective(sit_down: SitDown) -> None:
     goal = Goal(loss_weight=0.5)
-    with sit_down(trials=8, goal=goal, optuna_pruner="successive_halving") as sitting:
+    with sit_down(trials=6, goal=goal, optuna_pruner="successive_halving") as sitting:
         assert sitting.run()
         record, told = read(sitting), sitting.study.get_trials()
     states = Counter(trial.state for trial in told)
@@ -581,11 +616,9 @@ class FailingJudge:
 
 @pytest.mark.parametrize("answers", [0, 200])
 def test_trials_wait_for_a_judge_that_gives_no_reply_and_nothing_is_scored_without_it(
-    sit_down: SitDown, monkeypatch: pytest.MonkeyPatch, answers: int
+    sit_down: SitDown, finished: Finish, monkeypatch: pytest.MonkeyPatch, answers: int
 ) -> None:
-    with sit_down(trials=3, folder="undisturbed") as sitting:
-        assert sitting.run()
-        expected = read(sitting).trials
+    expected = finished(3).record.trials
     with sit_down(trials=3) as sitting, monkeypatch.context() as dead:
         dead.setattr(sitting.worker.learning, "_judge", FailingJudge(answers))
         with pytest.raises(JudgeUnreachable, match="connection refused"):

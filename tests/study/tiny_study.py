@@ -2,6 +2,7 @@
 
 STUDY_FILE = """
 trials = 3
+confirming_seeds = 1
 slots = 2
 name = "tiny"
 sampling = ["greedy"]
