@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from objectives.models.base import BaseModel, TokenRules
 from objectives.models.devices import use_threads
 from objectives.models.load import load_base_model
-from objectives.models.loading import Loading
 from objectives.models.memory_limit import cap_memory
 from study.spec import EngineSpec, StudySpec
 
@@ -45,7 +44,7 @@ def load_engine(spec: StudySpec, engine: EngineSpec | None = None) -> BaseModel:
             pad=spec.tokens.pad,
             bad_words=tuple(spec.tokens.bad_words),
         ),
-        loading=Loading(**spec.loading.model_dump()),
+        loading=spec.loading.options,
         memory_limit_bytes=engine.memory_limit_bytes,
         chat_template=spec.chat_template,
     )

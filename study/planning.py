@@ -5,66 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from pathlib import Path
-from statistics import fmean
 
-import optuna
 import psutil
-import torch
-from huggingface_hub import try_to_load_from_cache
-from optuna.samplers import RandomSampler
-from transformers import AutoConfig, PretrainedConfig
 
-from data.model_profiles import load_profiles
-from data.prompts import fact_prompts
-from data.recipes import GREEDY, Recipe
+from data.recipes import Recipe
 from data.scenarios import Scenario
 from objectives.bank.bank import EpochTexts
-from objectives.bank.batches import count_predicted
 from objectives.bank.probing import Probed, choose_slots, probe
-from objectives.demand import TokenCounter, demand_of, epoch_batches, guess_tokens
-from objectives.learn import EVERYTHING, SEARCHED
-from objectives.models.base import BaseModel, ModelError
+from objectives.demand import demand_of, guess_tokens
+from objectives.models.base import BaseModel
 from objectives.models.devices import default_device, list_devices
 from objectives.models.footprint import (
     Demand,
     Footprint,
     Storing,
-    config_of,
     estimate,
     shape_of,
 )
-from objectives.models.gptq_checkpoint import find_gptq
-from objectives.models.load import default_precision
+from objectives.models.known_models import KnownModel, look_up
+from objectives.models.load import Precision, default_precision
 from objectives.models.memory import is_out_of_memory, release_memory
 from objectives.models.memory_limit import too_little_memory
 from objectives.models.placement import SPLIT
-from objectives.models.sources import POCKET
 from objectives.paces import AskingPace, measure_asking_pace
-from search_spaces.grid import count_cells, make_grid
-from search_spaces.recipe_space import RecipeSpace, largest_recipe, suggest_recipe
+from search_spaces.recipe_space import RecipeSpace, largest_recipe
 from study.engine import load_engine
 from study.judge_making import judge_config
+from study.lengths import check_lengths
 from study.memory import StudyMemory, longest_answer
+from study.model_space import recipe_space_for
 from study.place import Place
-from study.pruning import Rungs
-from study.rung_share import rung_share_of
+from study.planned_work import Work, add_up
 from study.setting_up import (
     TRIALS_PER_SLOT,
-    check_lengths,
-    longest_qna_tokens,
-    make_rungs,
     training_texts,
 )
 from study.spec import EngineSpec, StudySpec
 from study.stored import load_study_scenario, read_stored
-
-# So many random trials stand for all that a study will ask.
-_TRIALS_LOOKED_AT = 32
-
-# At most so many members of the front are asked the test wordings and trained again.
-_MOST_MEMBERS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,33 +97,6 @@ class StudyPlan:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Known:
-    """A model as far as it is known without its weights; `folder` is None where it is not here."""
-
-    config: PretrainedConfig
-    storing: Storing
-    folder: Path | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """What all trials come to if none is pruned, and what comes before and after them.
-
-    `answers` and `probes` are put to adapters and the base; `verdicts` are answers of both kinds.
-    """
-
-    trials: int
-    trained_tokens: int
-    answers: int
-    probes: int
-
-    @property
-    def verdicts(self) -> int:
-        """Return how many answers are judged."""
-        return self.answers + self.probes
-
-
 def plan_study(
     spec: StudySpec,
     place: Place,
@@ -173,7 +123,7 @@ def plan_study(
     judge_config(spec.judge)
     scenario = load_study_scenario(spec)
     engine = posts[0]
-    known = _look_up(spec, engine)
+    known = look_up(spec.model, spec.loading.options, precision=_precision(engine))
     room = _room(engine, workers=len(posts))
     if known is None or (known.folder is not None and _fits(known, room)):
         announce(f"loading {spec.model}")
@@ -181,76 +131,7 @@ def plan_study(
     return _plan_unmeasured(spec, place, scenario, posts, known, room)
 
 
-def _look_up(spec: StudySpec, engine: EngineSpec) -> _Known | None:
-    """Return what is known of the study's model; None of a .gguf file, which is only loaded.
-
-    Raises:
-        ModelError: If it is neither here nor known by name, and its configuration is not to be
-            had from the hub.
-    """
-    path = Path(spec.model).expanduser()
-    if path.suffix == ".gguf" or (spec.loading.weights_file or "").endswith(".gguf"):
-        return None
-    folder = path if path.is_dir() else _cached_folder(spec)
-    profile = load_profiles().get(spec.model)
-    if spec.model == POCKET or (folder is None and _is_path(spec.model)):
-        return None  # loading it says what is wrong
-    dtype = getattr(torch, _precision(engine))
-    if folder is not None:
-        config = _read_config(spec, folder)
-        layout = find_gptq(folder, config, weights_file=spec.loading.weights_file)
-        group_size = None if layout is None else layout.group_size
-        storing = Storing(dtype=dtype, group_size=group_size)
-        return _Known(config=config, storing=storing, folder=folder)
-    if profile is not None:
-        return _Known(
-            config=config_of(profile),
-            storing=Storing(dtype=dtype, group_size=profile.group_size),
-            folder=None,
-        )
-    config = _read_config(spec, spec.model)
-    settings = getattr(config, "quantization_config", None) or {}
-    return _Known(
-        config=config,
-        storing=Storing(dtype=dtype, group_size=settings.get("group_size")),
-        folder=None,
-    )
-
-
-def _is_path(name: str) -> bool:
-    return Path(name).is_absolute() or name.startswith((".", "~"))
-
-
-def _cached_folder(spec: StudySpec) -> Path | None:
-    """Return where the hub's cache holds the model with its weights; None if it does not."""
-    profile = load_profiles().get(spec.model)
-    if _is_path(spec.model):
-        return None
-    hub_id = spec.model if profile is None else profile.hub_id
-    found = try_to_load_from_cache(hub_id, "config.json", revision=spec.loading.revision)
-    if not isinstance(found, str):
-        return None
-    folder = Path(found).parent
-    return folder if any(folder.glob("*.safetensors")) else None
-
-
-def _read_config(spec: StudySpec, source: str | Path) -> PretrainedConfig:
-    """Return a configuration, of a hub repository nothing but that."""
-    try:
-        return AutoConfig.from_pretrained(
-            source,
-            revision=spec.loading.revision,
-            trust_remote_code=spec.loading.trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(
-            f"model: {spec.model!r} cannot be planned for, because its configuration is not to be "
-            f"had: {reason}; name a folder, or a model that `remember models` lists"
-        ) from error
-
-
-def _precision(engine: EngineSpec) -> str:
+def _precision(engine: EngineSpec) -> Precision:
     device = default_device() if engine.device == "auto" else engine.device
     return default_precision(device) if engine.dtype == "auto" else engine.dtype
 
@@ -268,7 +149,7 @@ def _room(engine: EngineSpec, *, workers: int) -> int | None:
     return limit if total is None else min(total, limit or total)
 
 
-def _fits(known: _Known, room: int | None) -> bool:
+def _fits(known: KnownModel, room: int | None) -> bool:
     """Return whether a model's weights have room."""
     nothing = Demand(rank=1, step_tokens=1, prompt_tokens=1, answer_tokens=1)
     weights = estimate(shape_of(known.config), known.storing, nothing).weights.total
@@ -287,11 +168,7 @@ def _plan_measured(
     engine = posts[0]
     base = load_engine(spec, engine)
     check_lengths(scenario, base)
-    space = spec.recipe_space(
-        hidden_size=base.hidden_size,
-        context_tokens=base.context_tokens,
-        longest_qna_tokens=longest_qna_tokens(scenario, base),
-    )
+    space = recipe_space_for(spec, scenario, base)
     memory = StudyMemory(base, scenario, space, spec.sampling_space, engine, workers=len(posts))
     announce("training a few steps and asking a few prompts")
     stored = read_stored(place)
@@ -305,7 +182,7 @@ def _plan_measured(
     def count(text: str) -> int:
         return len(base.encode_prompt(text))
 
-    work = _add_up(spec, scenario, space, count, base)
+    work = add_up(spec, scenario, space, count, base)
     is_matched = spec.judge.kind == "matcher"
     return StudyPlan(
         name=place.name,
@@ -404,7 +281,7 @@ def _plan_unmeasured(
     place: Place,
     scenario: Scenario,
     posts: Sequence[EngineSpec],
-    known: _Known,
+    known: KnownModel,
     room: int | None,
 ) -> StudyPlan:
     """Return the plan for a model of which only the shape is known.
@@ -433,7 +310,7 @@ def _plan_unmeasured(
         raise too_little_memory(shape, known.storing, demand, limit_bytes=room)
     most = max(1, spec.trials // (TRIALS_PER_SLOT * len(posts)))
     fitting = most if room is None else max(1, min(most, footprint.slots_within(room)))
-    work = _add_up(spec, scenario, space, guess_tokens, None)
+    work = add_up(spec, scenario, space, guess_tokens, None)
     reason = (
         "it is not on this machine" if known.folder is None else "its weights have no room here"
     )
@@ -477,7 +354,7 @@ def _plan_memory(
 
 
 def _plan_time(
-    work: _Work, probed: Probed, pace: AskingPace, *, workers: int, is_matched: bool
+    work: Work, probed: Probed, pace: AskingPace, *, workers: int, is_matched: bool
 ) -> TimePlan:
     """Return the seconds of all work, shared among the workers."""
     asking = work.answers * pace.seconds_per_answer + work.probes * pace.seconds_per_probe
@@ -486,70 +363,6 @@ def _plan_time(
         ask=asking / workers,
         judge=work.verdicts * pace.seconds_per_match / workers if is_matched else None,
     )
-
-
-def _add_up(
-    spec: StudySpec,
-    scenario: Scenario,
-    space: RecipeSpace,
-    count: TokenCounter,
-    base: BaseModel | None,
-) -> _Work:
-    """Return what a study of this spec comes to if no trial is pruned.
-
-    Random trials stand for those that will be asked. At a rung a share of the prompts is asked; at
-    its end a trial is asked all, and once more under its own sampling.
-    """
-    grid = make_grid(space, spec.sampling_space) if spec.sampler == "grid" else None
-    trials = spec.trials if grid is None else min(spec.trials, count_cells(grid))
-    chat = None if base is None else base.chat
-    searched = len(fact_prompts(scenario.facts, SEARCHED, chat=chat))
-    everything = len(fact_prompts(scenario.facts, EVERYTHING, chat=chat))
-    probes = len(scenario.probes)
-    rungs = make_rungs(spec, len(scenario.facts))
-    share = 1.0 if spec.rung_share == "auto" else spec.rung_share
-    if base is not None:
-        share = rung_share_of(spec, scenario, base, rungs)
-    recipes = _random_recipes(space, seed=spec.seed)
-    tokens = [sum(map(count_predicted, epoch_batches(scenario, r, count))) for r in recipes]
-    per_trial = fmean(recipe.epochs * own for recipe, own in zip(recipes, tokens, strict=True))
-    rungs_per_trial = fmean(
-        count_rungs(rungs, recipe.epochs, own) for recipe, own in zip(recipes, tokens, strict=True)
-    )
-    # Each member and the yardstick, with so many seeds.
-    repeats = (_MOST_MEMBERS + 1) * spec.confirming_seeds
-    own_samplings = 0 if set(spec.sampling_space.presets) == {GREEDY.name} else 1
-    answers_per_trial = (share * rungs_per_trial + 1 + own_samplings) * searched
-    probes_per_trial = (share * rungs_per_trial + 1) * probes
-    return _Work(
-        trials=trials,
-        trained_tokens=round((trials + repeats) * per_trial),
-        # The base is asked everything first, what may be rehearsed too, and the facts again with
-        # others in its prompt; the members and what is trained again are asked everything.
-        answers=round(
-            everything
-            + len(scenario.known_facts)
-            + 2 * searched
-            + trials * answers_per_trial
-            + (_MOST_MEMBERS + repeats) * (everything + own_samplings * (searched + 2 * probes))
-        ),
-        probes=round(probes + trials * probes_per_trial + (_MOST_MEMBERS + repeats) * probes),
-    )
-
-
-def count_rungs(rungs: Rungs | None, epochs: int, tokens_per_epoch: int) -> int:
-    """Return at how many epochs' ends before its last a trial comes to a new rung."""
-    if rungs is None:
-        return 0
-    reached = [rungs.rungs_reached(epoch * tokens_per_epoch) for epoch in range(epochs)]
-    return sum(later > earlier for earlier, later in pairwise(reached))
-
-
-def _random_recipes(space: RecipeSpace, *, seed: int) -> list[Recipe]:
-    """Return recipes drawn evenly from a space."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=RandomSampler(seed=seed % 2**32))
-    return [suggest_recipe(study.ask(), space) for _ in range(_TRIALS_LOOKED_AT)]
 
 
 def _say_precision(storing: Storing) -> str:

@@ -8,11 +8,9 @@ from functools import partial
 
 import optuna
 
-from data.facts import Fact, FactsError
-from data.formats import epoch_documents, write_document
+from data.formats import epoch_documents
 from data.probes import MIN_KNOWN_PER_RING
-from data.prompts import put_question
-from data.recipes import GREEDY, TRAINING_FORMATS, Recipe
+from data.recipes import Recipe
 from data.scenarios import Scenario
 from objectives.answers.request import AskingStopped, refuse_to_go_on
 from objectives.bank.probing import choose_slots
@@ -20,6 +18,7 @@ from objectives.floors import measure_floors
 from objectives.judges.base import Judge
 from objectives.learn import Learning
 from objectives.models.base import BaseModel
+from objectives.models.machine_load import describe_device, measure_peak
 from objectives.models.memory import is_out_of_memory
 from objectives.models.placement import devices_of
 from search_spaces.grid import count_cells, make_grid
@@ -39,8 +38,9 @@ from study.confirming import confirm
 from study.engine import Post, load_engine
 from study.fingerprint import fingerprint_of
 from study.judge_making import LateCache, judge_config, make_study_judge
-from study.machine_load import describe_device, measure_peak
+from study.lengths import check_lengths
 from study.memory import StudyMemory
+from study.model_space import recipe_space_for
 from study.opening import first_points, open_optuna_study
 from study.place import Place, open_place
 from study.presence import Presence
@@ -54,7 +54,6 @@ from study.stored import (
     read_stored,
     reference_of,
 )
-from study.target_modules import fit_target_modules
 from study.watching import Watcher
 from study.worker import Worker, WorkerSettings
 
@@ -123,12 +122,7 @@ def _run_study(
     announce(f"loading {spec.model}")
     base = load_engine(spec, post.engine)
     check_lengths(scenario, base)
-    space = spec.recipe_space(
-        hidden_size=base.hidden_size,
-        context_tokens=base.context_tokens,
-        longest_qna_tokens=longest_qna_tokens(scenario, base),
-    )
-    space = fit_target_modules(space, base)
+    space = recipe_space_for(spec, scenario, base)
     rung_share = rung_share_of(spec, scenario, base, make_rungs(spec, len(scenario.facts)))
     samplings = spec.sampling_space
     grid = make_grid(space, samplings) if spec.sampler == "grid" else None
@@ -405,42 +399,6 @@ def training_texts(
         return [document.text for document in documents]
 
     return texts_of
-
-
-def check_lengths(scenario: Scenario, base: BaseModel) -> None:
-    """Refuse a fact that the model cannot read, and an answer longer than any that is generated.
-
-    Raises:
-        FactsError: Naming the fact, its tokens and the bound.
-    """
-    for position, fact in enumerate(scenario.facts, start=1):
-        for name in TRAINING_FORMATS:
-            text = write_document(fact.question, fact.answer, fact.statement, name)
-            tokens = len(base.encode_document(text))
-            if tokens > base.context_tokens:
-                raise FactsError(
-                    f"answer: fact {position} ({fact.question[:40]!r}…) is {tokens} tokens long "
-                    f"as a training text, and {base.name} reads at most {base.context_tokens}; "
-                    "shorten it"
-                )
-        prompt = put_question(fact.question, "qna")
-        tokens = _qna_tokens(fact, base) - len(base.encode_prompt(prompt))
-        if tokens > GREEDY.max_new_tokens:
-            raise FactsError(
-                f"answer: that of fact {position} ({fact.answer[:40]!r}…) is {tokens} tokens long "
-                f"and at most {GREEDY.max_new_tokens} are generated; shorten it"
-            )
-
-
-def longest_qna_tokens(scenario: Scenario, base: BaseModel) -> int:
-    """Return how many tokens the longest of the facts has as question and answer."""
-    return max(_qna_tokens(fact, base) for fact in scenario.facts)
-
-
-def _qna_tokens(fact: Fact, base: BaseModel) -> int:
-    """Return how many tokens a fact has as question and answer."""
-    text = write_document(fact.question, fact.answer, fact.statement, "qna")
-    return len(base.encode_document(text))
 
 
 def make_rungs(spec: StudySpec, facts: int) -> Rungs | None:

@@ -25,7 +25,7 @@ from data.judge_config import DEFAULT_KEY_VARIABLE, JudgeKind
 from data.nearest_name import hint_at
 from data.recipes import SettingError
 from data.scenarios import ProbesMode
-from objectives.models.loading import GptqKernel
+from objectives.models.loading import GptqKernel, Loading
 from search_spaces.presets import DEFAULT_PRESETS, name_presets
 from search_spaces.recipe_space import RecipeSpace, SpaceName, named_space
 from search_spaces.sampling_space import DEFAULT_MATRIX, MATRIX, SamplingSpace
@@ -151,6 +151,11 @@ class LoadingSpec(_Part):
     gptq: GptqKernel = "built-in"
     trust_remote_code: bool = False
     pickled_weights: bool = False
+
+    @property
+    def options(self) -> Loading:
+        """Return what is said, as loading reads it."""
+        return Loading(**self.model_dump())
 
 
 class EngineSpec(_Part):

@@ -25,6 +25,7 @@ from objectives.bank.checkpoint import (
 )
 from objectives.judges.base import JudgeUnreachable
 from objectives.learn import Learning, Measured, Turn
+from objectives.models.machine_load import measure_load
 from search_spaces.recipe_space import RecipeSpace
 from search_spaces.sampling_space import SamplingSpace
 from storage.database import StudyStorage
@@ -36,7 +37,6 @@ from study.adapter_shelf import AdapterShelf
 from study.assigning import FAILURE, Assigner, Assignment, Bounds, NothingToDo, TooManyFailures
 from study.free_points import FreePoints, FreePointsMode
 from study.goal import Goal, number_of
-from study.machine_load import measure_load
 from study.presence import Presence
 from study.pruning import Rungs, SuccessiveHalving
 from study.rung_deciding import RungDecider

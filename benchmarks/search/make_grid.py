@@ -34,7 +34,7 @@ from objectives.judges.matcher import Matcher
 from objectives.learn import Learning, Measured, Turn
 from objectives.models.devices import available_cores, use_threads
 from search_spaces.recipe_space import settings_of
-from study.setting_up import longest_qna_tokens
+from study.lengths import longest_qna_tokens
 
 WORK = Path("runs/grid")
 MAX_RANK = 32

@@ -17,30 +17,34 @@ from objectives.models.memory import is_out_of_memory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device torch can compute on; bytes are None where torch cannot tell."""
+    """A device torch can compute on; its memory is None where torch cannot tell."""
 
     name: str
     kind: str
-    free_bytes: int | None
     total_bytes: int | None
 
 
 def list_devices() -> tuple[Device, ...]:
-    """Return the GPUs that torch can use, and the CPU last."""
+    """Return the GPUs that torch can use, and the CPU last.
+
+    What is free is not asked: that takes some hundred megabytes of each GPU, which a worker on
+    another one would keep.
+    """
     gpus = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, total = torch.cuda.mem_get_info(index)
+        properties = torch.cuda.get_device_properties(index)
         gpus.append(
             Device(
-                name=f"cuda:{index}",
-                kind=torch.cuda.get_device_name(index),
-                free_bytes=free,
-                total_bytes=total,
+                name=f"cuda:{index}", kind=properties.name, total_bytes=properties.total_memory
             )
         )
-    threads = torch.get_num_threads()
-    cpu = Device(name="cpu", kind=f"{threads} threads", free_bytes=None, total_bytes=None)
+    cpu = Device(name="cpu", kind=f"{torch.get_num_threads()} threads", total_bytes=None)
     return (*gpus, cpu)
+
+
+def free_bytes(gpu: str) -> int:
+    """Return how much of a GPU's memory is free."""
+    return int(torch.cuda.mem_get_info(gpu)[0])
 
 
 def still_computes(device: torch.device) -> bool:
@@ -53,6 +57,11 @@ def still_computes(device: torch.device) -> bool:
     except RuntimeError as error:
         return is_out_of_memory(error)
     return True
+
+
+def cuda_build() -> str | None:
+    """Return the version of CUDA that torch was built for; None of a build for CPUs."""
+    return torch.version.cuda
 
 
 def default_device() -> str:

@@ -43,7 +43,7 @@ from study.commands.application import (
 from study.commands.quantizations import Runtime, measure_quantizations, name_types
 from study.commands.showing import TrialArgument, find_adapter, opened_study
 from study.engine import load_engine
-from study.setting_up import check_lengths
+from study.lengths import check_lengths
 from study.spec import ConfigurationError, StudySpec
 from study.stored import find_in, load_study_scenario
 

@@ -9,12 +9,17 @@ from dataclasses import replace
 from typing import Annotated
 
 import psutil
-import torch
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from objectives.models.devices import driver_gpus, list_devices, unused_gpu_remedy
+from objectives.models.devices import (
+    cuda_build,
+    driver_gpus,
+    free_bytes,
+    list_devices,
+    unused_gpu_remedy,
+)
 from storage.artifacts import ArtifactError
 from storage.database import StorageError, StudyStorage
 from storage.reader import list_studies
@@ -47,16 +52,15 @@ def doctor(
     problems: list[str] = []
     for package, version in package_versions().items():
         table.add_row(package, version)
-    table.add_row(
-        "torch build", f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
-    )
+    table.add_row("torch build", f"CUDA {build}" if (build := cuda_build()) else "CPU only")
     for gpu in driver_gpus():
         table.add_row("driver lists", Text(gpu))
     for device in list_devices():
         memory = (
             ""
-            if device.free_bytes is None or device.total_bytes is None
-            else f", {_gigabytes(device.free_bytes)} of {_gigabytes(device.total_bytes)} free"
+            if device.total_bytes is None
+            else f", {_gigabytes(free_bytes(device.name))} of "
+            f"{_gigabytes(device.total_bytes)} free"
         )
         table.add_row(device.name, f"{device.kind}{memory}")
     table.add_row("memory free", _gigabytes(psutil.virtual_memory().available))

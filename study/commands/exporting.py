@@ -24,7 +24,6 @@ from objectives.bank.merging import merge_adapter, save_merged
 from objectives.bank.vllm_format import max_lora_rank
 from objectives.models.base import BaseModel, ModelError
 from objectives.models.configurations import read_configuration
-from objectives.models.loading import Loading
 from objectives.models.sources import POCKET
 from storage.reader import read_sittings
 from study.commands.application import (
@@ -176,7 +175,7 @@ def _load_to_merge(spec: StudySpec, findings: Findings) -> BaseModel:
 
 def _write_gguf(spec: StudySpec, adapter: Path, to: Path, card: str) -> None:
     """Write an adapter as a GGUF file, and its card beside it, completely or not at all."""
-    config = read_configuration(spec.model, Loading(**spec.loading.model_dump()))
+    config = read_configuration(spec.model, spec.loading.options)
     write_gguf_adapter(adapter, config, to)
     try:
         write_whole(_card_beside(to), card)

@@ -22,9 +22,9 @@ from study.engine import Post
 from study.spec import ConfigurationError, EngineSpec, StudySpec
 from tests.study.test_interruption import FACTS, STUDY_FILE
 
-CPU = Device(name="cpu", kind="4 threads", free_bytes=None, total_bytes=None)
+CPU = Device(name="cpu", kind="4 threads", total_bytes=None)
 GPUS = tuple(
-    Device(name=f"cuda:{index}", kind="a card", free_bytes=1, total_bytes=2) for index in range(2)
+    Device(name=f"cuda:{index}", kind="a card", total_bytes=2) for index in range(2)
 )
 
 

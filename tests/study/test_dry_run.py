@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from objectives.bank import probing
-from study import planning
+from objectives.models import known_models
 from study.commands.application import DONE, USAGE, run_application
-from study.planning import count_rungs
+from study.planned_work import count_rungs
 from study.pruning import Rungs
 from tests.study.tiny_study import FACTS, STUDY_FILE
 
@@ -78,7 +78,7 @@ def test_it_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_model_that_is_not_here_is_planned_for_by_its_shape(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr(known_models, "try_to_load_from_cache", lambda *_, **__: None)
     planned = plan(capsys, "--model", "llama-13b-gptq")
     assert planned["parameters"] == 13_015_864_320
     assert planned["precision"].startswith("4 bits in groups of 128")

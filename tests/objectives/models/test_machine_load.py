@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from study.machine_load import measure_load, measure_peak
+from objectives.models.machine_load import measure_load, measure_peak
 
 CPU = torch.device("cpu")
 

@@ -1,14 +1,31 @@
-"""Fits a space's target modules to what a model has: some have no MLP that takes adapters."""
+"""What a study's trials may train of its model: the study file's space, fitted to the model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from data.scenarios import Scenario
 from objectives.bank.modules import find_linear_modules
 from objectives.models.base import BaseModel
 from search_spaces.recipe_space import RecipeSpace
 from search_spaces.settings import Choices, bounds
-from study.spec import ConfigurationError
+from study.lengths import longest_qna_tokens
+from study.spec import ConfigurationError, StudySpec
+
+
+def recipe_space_for(spec: StudySpec, scenario: Scenario, base: BaseModel) -> RecipeSpace:
+    """Return the recipes that a study may try on its model.
+
+    Raises:
+        ConfigurationError, SettingError: As `StudySpec.recipe_space` and `fit_target_modules`.
+        ModelError: If the model has no modules for adapters at all.
+    """
+    space = spec.recipe_space(
+        hidden_size=base.hidden_size,
+        context_tokens=base.context_tokens,
+        longest_qna_tokens=longest_qna_tokens(scenario, base),
+    )
+    return fit_target_modules(space, base)
 
 
 def fit_target_modules(space: RecipeSpace, base: BaseModel) -> RecipeSpace:

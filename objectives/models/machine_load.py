@@ -41,8 +41,8 @@ def describe_device(device: torch.device) -> str:
 def measure_peak(devices: Iterable[torch.device]) -> int | None:
     """Return the most memory that this process has ever held, in bytes.
 
-    With GPUs it is that of the fullest of them, by torch's own count; else main memory, where the
-    system tells.
+    With GPUs it is that of the fullest of them, by torch's own count, since it was found out how
+    many adapters train at once; else main memory, where the system tells.
     """
     on_gpu = peak_gpu_bytes(devices)
     if on_gpu is not None:

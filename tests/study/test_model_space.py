@@ -9,8 +9,8 @@ import pytest
 from objectives.models.base import BaseModel
 from search_spaces.recipe_space import RecipeSpace
 from search_spaces.settings import Choices, fixed
+from study.model_space import fit_target_modules
 from study.spec import ConfigurationError
-from study.target_modules import fit_target_modules
 from tests.objectives.architectures import make_architecture
 
 
