@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer as TokenizerCore
+from tokenizers import decoders, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -44,16 +48,13 @@ def load_gguf(path: Path, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Token
     try:
         reader = gguf.GGUFReader(path)
         _require_readable(reader, path)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path.parent),
-            gguf_file=path.name,
-            dtype=dtype,
-            trust_remote_code=False,
-            **_dense(),
-        )
+        with _alone(path) as folder:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=path.name, dtype=dtype, trust_remote_code=False, **_dense()
+            )
+            tokenizer = _tokenizer_in(reader, folder, path.name)
         _forget_file(model)
         _require_biases(model, reader, path)
-        tokenizer = _tokenizer_in(reader, path)
     except (OSError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, ModelError):
             raise
@@ -64,6 +65,18 @@ def load_gguf(path: Path, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Token
         ) from error
     _scale_frequencies(model, reader, path)
     return model, tokenizer
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[str]:
+    """Give a folder in which a file is alone.
+
+    transformers would take a tokenizer, and settings for generating, that lie beside it for its
+    own, and they may be another model's.
+    """
+    with TemporaryDirectory(prefix="remember-gguf-") as folder:
+        (Path(folder) / path.name).symlink_to(path.absolute())
+        yield folder
 
 
 def _dense() -> dict[str, Any]:
@@ -113,12 +126,14 @@ def _require_biases(model: PreTrainedModel, reader: Any, path: Path) -> None:
         )
 
 
-def _tokenizer_in(reader: Any, path: Path) -> Tokenizer:
+def _tokenizer_in(reader: Any, folder: str, file: str) -> Tokenizer:
     whole = _field(reader, require_gguf().Keys.Tokenizer.HF_JSON)
     if whole is None:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-            str(path.parent), gguf_file=path.name, padding_side="left", trust_remote_code=False
+            folder, gguf_file=file, padding_side="left", trust_remote_code=False
         )
+        if _field(reader, "tokenizer.ggml.add_space_prefix") is False:
+            _leave_out_prefix(tokenizer.backend_tokenizer)
         return tokenizer
     tokens = _field(reader, "tokenizer.ggml.tokens")
 
@@ -136,6 +151,15 @@ def _tokenizer_in(reader: Any, path: Path) -> Tokenizer:
         clean_up_tokenization_spaces=False,
         chat_template=_field(reader, "tokenizer.chat_template"),
     )
+
+
+def _leave_out_prefix(core: TokenizerCore) -> None:
+    """Put no space before a text, as transformers does with SentencePiece's pieces."""
+    if isinstance(core.pre_tokenizer, pre_tokenizers.Metaspace):
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+        core.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
 
 
 @torch.no_grad()

@@ -1,14 +1,10 @@
-"""Writes a model built like Llama, with a byte-level BPE tokenizer, as llama.cpp's `.gguf` file.
+"""Writes a model built like Llama as llama.cpp's `.gguf` file, with its tokenizer.
 
-Others are refused: llama.cpp's own converter knows some hundred architectures, and vocabularies of
-SentencePiece. The file also holds the tokenizer as it is, under the key that the format has for
-it, so that what reads it there (`gguf_loading`) gets the same tokens; llama.cpp itself knows only
-named ways to split text, and no normaliser.
+Others are refused: llama.cpp's own converter knows some hundred architectures.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Regex, pre_tokenizers
-from tokenizers import Tokenizer as TokenizerCore
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerFast as Tokenizer
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from objectives.models.base import ModelError
 from objectives.models.ggml_types import (
@@ -32,6 +26,7 @@ from objectives.models.ggml_types import (
     type_of,
 )
 from objectives.models.ggml_weights import dense_weight, matrix_modules
+from objectives.models.gguf_vocabulary import add_tokenizer
 
 # Model types of transformers that llama.cpp computes as its architecture "llama".
 LLAMA_SHAPED = ("llama", "mistral")
@@ -40,36 +35,6 @@ LLAMA_SHAPED = ("llama", "mistral")
 _FIXED_ROPES = ("default", "linear", "llama3")
 
 _OTHERWISE = "convert it with llama.cpp's convert_hf_to_gguf.py"
-
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# What llama.cpp calls a way to split text, and the same for the library tokenizers.
-_SPLITS: dict[str, pre_tokenizers.PreTokenizer] = {
-    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    ),
-    "llama-bpe": pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    ),
-}
-
-# Where ways to split differ: digits, contractions, spaces, line breaks, punctuation, letters.
-_SAMPLE = (
-    "Who won in 2023, 95th time? It's Brendan Fraser's; they'LL see.\n\nJoe: 1234567  x\n"
-    "Brandine:\tÉtés naïfs, 東京 …  (a_b)//c's   \n  end!?\nAnswer: don't 3.14"
-)
-
-_TOKEN_NORMAL, _TOKEN_CONTROL, _TOKEN_USER_DEFINED, _TOKEN_UNUSED = 1, 3, 4, 5
 
 
 def write_gguf_model(
@@ -81,8 +46,8 @@ def write_gguf_model(
 
     Args:
         model: Llama or Mistral; dense, or a GPTQ checkpoint, whose dequantised weights are
-            written.
-        tokenizer: Byte-level BPE.
+            written. Its context ends in the file where a sliding window would begin to slide.
+        tokenizer: Byte-level BPE, or BPE of SentencePiece's pieces.
         to: The file.
         ggml_type: Of the matrices.
 
@@ -98,7 +63,7 @@ def write_gguf_model(
     _add_shape(writer, config, to.stem)
     writer.add_file_type(gguf.LlamaFileType[_file_type(ggml_type)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_tokenizer(writer, tokenizer, int(config.vocab_size))
+    add_tokenizer(writer, tokenizer, int(config.vocab_size))
     for name, tensor in tensors.items():
         own_type = _own_type(tensor, ggml_type)
         writer.add_tensor_info(
@@ -144,11 +109,9 @@ def rotary_heads(config: PretrainedConfig, name: str) -> int | None:
 
 
 def _require_llama(config: PretrainedConfig) -> None:
-    window = getattr(config, "sliding_window", None)
     reasons = {
         f"model_type {config.model_type!r}": config.model_type not in LLAMA_SHAPED,
         f"hidden_act {config.hidden_act!r}": config.hidden_act not in ("silu", "swish"),
-        f"sliding_window {window}": window is not None,
         f"rope_type {_rope_type(config)!r}": _rope_type(config) not in _FIXED_ROPES,
     }
     for what, is_other in reasons.items():
@@ -163,12 +126,22 @@ def _rope_type(config: PretrainedConfig) -> str:
     return str((config.rope_parameters or {}).get("rope_type", "default"))
 
 
+def _context(config: PretrainedConfig) -> int:
+    """Return the most tokens that such a file's model reads as this one does.
+
+    llama.cpp's architecture "llama" has no sliding window, and up to the window none is needed.
+    """
+    tokens = int(config.max_position_embeddings)
+    window = getattr(config, "sliding_window", None)
+    return tokens if window is None else min(tokens, window)
+
+
 def _add_shape(writer: Any, config: PretrainedConfig, name: str) -> None:
     head_dim = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads
     )
     writer.add_name(name)
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(_context(config))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -227,61 +200,3 @@ def _frequency_factors(model: PreTrainedModel) -> Tensor:
     exponents = torch.arange(len(scaled), dtype=torch.float32) / len(scaled)
     theta = float(model.config.rope_parameters["rope_theta"])
     return theta**-exponents / scaled
-
-
-def _add_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
-    core: TokenizerCore = tokenizer.backend_tokenizer
-    described = json.loads(core.to_str())
-    split = _find_split(core, described)
-    vocabulary = core.get_vocab(with_added_tokens=True)
-    texts = {token_id: token for token, token_id in vocabulary.items()}
-    if max(texts) >= rows:
-        raise ModelError(
-            f"gguf: the tokenizer has token {max(texts)}, and the model only {rows} embeddings; "
-            "name the tokenizer that the model was trained with"
-        )
-    types = dict.fromkeys(texts, _TOKEN_NORMAL) | {
-        added["id"]: _TOKEN_CONTROL if added["special"] else _TOKEN_USER_DEFINED
-        for added in described["added_tokens"]
-    }
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split)
-    writer.add_token_list([texts.get(row, f"[PAD{row}]") for row in range(rows)])
-    writer.add_token_types([types.get(row, _TOKEN_UNUSED) for row in range(rows)])
-    merges = described["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    for add, token_id in (
-        (writer.add_bos_token_id, tokenizer.bos_token_id),
-        (writer.add_eos_token_id, tokenizer.eos_token_id),
-        (writer.add_unk_token_id, tokenizer.unk_token_id),
-        (writer.add_pad_token_id, tokenizer.pad_token_id),
-    ):
-        if token_id is not None:
-            add(token_id)
-    begun = tokenizer("a").input_ids
-    writer.add_add_bos_token(bool(begun) and begun[0] == tokenizer.bos_token_id)
-    writer.add_add_eos_token(bool(begun) and begun[-1] == tokenizer.eos_token_id)
-    writer.add_add_space_prefix(False)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
-    writer.add_string(require_gguf().Keys.Tokenizer.HF_JSON, core.to_str())
-
-
-def _find_split(core: TokenizerCore, described: dict[str, Any]) -> str:
-    """Return llama.cpp's name for the way that a tokenizer splits text.
-
-    Raises:
-        ModelError: If it is no byte-level BPE, or splits in none of the ways known here.
-    """
-    is_bpe = described["model"]["type"] == "BPE" and not described["model"].get("byte_fallback")
-    if is_bpe and "ByteLevel" in json.dumps(described["pre_tokenizer"]):
-        ids = core.encode(_SAMPLE).ids
-        for name, split in _SPLITS.items():
-            other = TokenizerCore.from_str(core.to_str())
-            other.pre_tokenizer = split
-            if other.encode(_SAMPLE).ids == ids:
-                return name
-    raise ModelError(
-        "gguf: the tokenizer cannot be written; it must be a byte-level BPE that splits text as "
-        f"{', '.join(_SPLITS)} do; {_OTHERWISE}"
-    )

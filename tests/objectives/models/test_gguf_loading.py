@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import gguf
 import pytest
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from data.recipes import Recipe
 from objectives.bank import Bank
@@ -16,6 +18,7 @@ from objectives.models.base import BaseModel, ModelError
 from objectives.models.gguf_loading import load_gguf
 from objectives.models.gguf_writing import write_gguf_model
 from tests.objectives.byte_level_llama import make_byte_level_llama, pocket_tokenizer
+from tests.objectives.odd_tokenizers import byte_level
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,20 @@ def test_without_a_whole_tokenizer_llama_cpps_description_is_read(
     text = "Question: Who won in 2023?\nAnswer:"
     spaced = tokenizer(" " + text.replace("\n", "\n ")).input_ids
     assert spaced == pocket_tokenizer()(text).input_ids
+
+
+def test_what_lies_beside_a_file_is_not_taken_for_its_own(
+    quantised_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf.Keys.Tokenizer, "HF_JSON", "tokenizer.not.there")
+    alone, tokenizer = load_gguf(quantised_file, dtype=torch.float32)
+    shutil.copy(quantised_file, tmp_path / "small.gguf")
+    byte_level().save_pretrained(tmp_path)
+    GenerationConfig(eos_token_id=7).save_pretrained(tmp_path)
+    model, read = load_gguf(tmp_path / "small.gguf", dtype=torch.float32)
+    assert model.generation_config.eos_token_id == alone.generation_config.eos_token_id == 2
+    text = "Question: Who won in 2023?"
+    assert read(text).input_ids == tokenizer(text).input_ids
 
 
 def write_metadata(path: Path, architecture: str, **fields: str | int) -> Path:

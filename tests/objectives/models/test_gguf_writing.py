@@ -12,7 +12,14 @@ import gguf
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from objectives.models.base import ModelError
 from objectives.models.four_bit import quantise_linears
@@ -95,6 +102,20 @@ def test_a_file_read_back_computes_the_same(
     read, _ = load_gguf(tmp_path / "model.gguf", dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(read(IDS).logits, model(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_sliding_window_is_the_context_of_the_file(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = MistralConfig(**make_byte_level_llama().config.to_dict() | {"sliding_window": 24})
+    model = MistralForCausalLM(config).eval()
+    write_gguf_model(model, tokenizer, tmp_path / "model.gguf", ggml_type="f32")
+    assert field(tmp_path / "model.gguf", "llama.context_length") == 24
+    read, _ = load_gguf(tmp_path / "model.gguf", dtype=torch.float32)
+    longer = random_ids(2, 25)
+    with torch.no_grad():
+        torch.testing.assert_close(read(IDS).logits, model(IDS).logits, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(read(longer).logits[:, -1], model(longer).logits[:, -1])
 
 
 def test_biases_are_written_in_the_order_of_their_rows(
