@@ -6,20 +6,16 @@ import ctypes
 import errno
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 MayReplace = AbstractContextManager[object]
-
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 # Of Linux's renameat2(2): paths that are not relative to an open folder, and to swap both names.
 _AT_FDCWD = -100
@@ -29,31 +25,23 @@ _RENAME_EXCHANGE = 2
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
     """Write tensors to a file, and return once it is on the disk; equal ones give equal bytes.
 
+    They are copied in memory, because the library's own way to a file makes one that only its
+    owner may read, and another user's worker may have to.
+
     Raises:
         OSError: If it cannot be written, for example because the disk is full.
     """
-    try:
-        save_file(dict(tensors), path, metadata=metadata)
-    except SafetensorError as error:
-        # It hides what the system said in a text.
-        said = _OS_ERROR.search(str(error))
-        if said is None:
-            raise
-        number = int(said[1])
-        raise OSError(number, os.strerror(number), str(path)) from error
-    _sort_metadata(path)
+    path.write_bytes(_sort_metadata(save(dict(tensors), metadata)))
     sync(path)
 
 
-def _sort_metadata(path: Path) -> None:
-    """Put a safetensors file's metadata in order; the library writes it in any, call by call."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        file.seek(8)
-        file.write(text.ljust(length))  # what is left of a header is spaces
+def _sort_metadata(data: bytes) -> bytes:
+    """Return a safetensors file with metadata in order; the library writes it in any."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    return data[:8] + text.ljust(length) + data[8 + length :]  # spaces fill up a header
 
 
 def sync(path: Path) -> None:

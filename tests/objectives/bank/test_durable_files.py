@@ -95,8 +95,9 @@ def names_beside(folder: Path) -> list[str]:
     )
 
 
-def write_half(_tensors: object, path: Path, metadata: object) -> None:
-    path.write_bytes(b"half")
+def write_half(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data[: len(data) // 2])
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
@@ -119,7 +120,7 @@ def test_a_full_disk_is_an_os_error_and_the_old_one_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(durable_files, "save_file", write_half)
+        patched.setattr(Path, "write_bytes", write_half)
         with pytest.raises(OSError, match="No space left on device"):
             save()
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -127,7 +128,7 @@ def test_a_full_disk_is_an_os_error_and_the_old_one_stays(
     assert is_whole(1)
     bank.step()
     with monkeypatch.context() as patched:
-        patched.setattr(durable_files, "save_file", write_half)
+        patched.setattr(Path, "write_bytes", write_half)
         with pytest.raises(OSError, match="No space left on device") as caught:
             save()
     assert caught.value.errno == errno.ENOSPC
@@ -148,6 +149,15 @@ def test_what_the_system_says_about_a_write_is_told(
     assert caught.value.errno == errno.EFBIG
     assert names_beside(tmp_path) == []
     assert is_whole(1)
+
+
+def test_others_may_read_what_is_written(save: Save, tmp_path: Path) -> None:
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    save()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 1
+    assert {path.stat().st_mode for path in written} == {ordinary.stat().st_mode}
 
 
 def test_a_disk_that_is_full_after_the_weights_keeps_the_old_adapter(
@@ -198,7 +208,7 @@ def test_a_crash_at_any_moment_leaves_the_old_one_or_the_new_one(
 
     with monkeypatch.context() as patched:
         if moment == "writing":
-            patched.setattr(durable_files, "save_file", crash)
+            patched.setattr(Path, "write_bytes", crash)
         patched.setattr(durable_files, "sync", sync_or_crash)
         # What a crashed process cannot do either.
         patched.setattr(Path, "unlink", lambda *_, **__: None)
