@@ -31,7 +31,8 @@ from objectives.bank.bank import Bank
 from objectives.judges.base import Judge, judge_answers
 from objectives.measures.divergence import mean_kl_nats
 from objectives.measures.drift import mean_cross_entropy_nats
-from objectives.models.base import BaseModel
+from objectives.models.base import BaseModel, ModelError
+from objectives.models.memory import is_out_of_memory
 
 # What is asked while searching, and what only once a study has made its choice.
 SEARCHED: tuple[Phrasing, ...] = ("validation",)
@@ -180,15 +181,26 @@ class Learning:
     def use_slots(self, slots: int) -> None:
         """Train so many adapters at once from now on; the bank is empty then."""
         if slots != self.bank.slots:
-            self.bank = self._make_bank(self._model, slots=slots, max_rank=self.bank.max_rank)
+            max_rank = self.bank.max_rank
+            del self.bank  # there may be no room for both
+            self.bank = self._make_bank(self._model, slots=slots, max_rank=max_rank)
 
     def _make_bank(self, base: BaseModel, *, slots: int, max_rank: int) -> Bank:
-        return Bank(
-            base,
-            slots=slots,
-            max_rank=max_rank,
-            gradient_checkpointing=self._gradient_checkpointing,
-        )
+        try:
+            return Bank(
+                base,
+                slots=slots,
+                max_rank=max_rank,
+                gradient_checkpointing=self._gradient_checkpointing,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"slots: {slots} is not allowed; so many adapters of rank {max_rank} have no room "
+                f"beside {base.name}; name fewer when a study is made, or smaller ranks, or a "
+                "device with more memory"
+            ) from error
 
     def begin(self, slot: int, recipe: Recipe, *, seed: int) -> None:
         """Let an empty slot train a new adapter on the facts the base does not know."""

@@ -37,7 +37,12 @@ class AskingPace:
 
 
 def measure_asking_pace(
-    base: BaseModel, scenario: Scenario, recipe: Recipe, epoch_texts: EpochTexts
+    base: BaseModel,
+    scenario: Scenario,
+    recipe: Recipe,
+    epoch_texts: EpochTexts,
+    *,
+    gradient_checkpointing: bool = False,
 ) -> AskingPace:
     """Return how fast an adapter is asked that was trained for one step.
 
@@ -49,10 +54,17 @@ def measure_asking_pace(
         scenario: What is asked; its prompts are taken evenly from all of them.
         recipe: Of the adapter.
         epoch_texts: What it trains on.
+        gradient_checkpointing: As in `Bank`.
     """
     prompts = fact_prompts(scenario.facts, SEARCHED, chat=base.chat)
     probes = [probe.prompt(chat=base.chat) for probe in scenario.probes]
-    bank = Bank(base, slots=1, max_rank=recipe.rank, halves_when_full=False)
+    bank = Bank(
+        base,
+        slots=1,
+        max_rank=recipe.rank,
+        gradient_checkpointing=gradient_checkpointing,
+        halves_when_full=False,
+    )
     bank.admit(0, recipe, epoch_texts, seed=0)
     bank.step()
     asked: list[Answer] = []

@@ -23,7 +23,7 @@ from objectives.models.memory_limit import (
     say_gigabytes,
     too_little_memory,
 )
-from objectives.models.placement import devices_of
+from objectives.models.placement import SPLIT, devices_of
 from search_spaces.presets import find_preset
 from search_spaces.recipe_space import RecipeSpace, largest_recipe
 from search_spaces.sampling_space import SamplingSpace
@@ -128,9 +128,22 @@ class StudyMemory:
 
     def explain_too_little(self) -> ModelError:
         """Return the error that not even one adapter could be trained, with what would fit."""
-        # A CPU without a limit has run out of all that it has.
-        room = self.room_bytes or 0
-        return too_little_memory(self.shape, self.storing, self.demand, limit_bytes=room)
+        room, least = self.room_bytes, self.footprint.least
+        # A split model has more than one device's room, and may have main memory's.
+        if room is not None and room < least and self._engine.device != SPLIT:
+            return too_little_memory(
+                self.shape,
+                self.storing,
+                self.demand,
+                limit_bytes=room,
+                is_set=self._engine.memory_limit_bytes is not None,
+            )
+        saving = "" if self._engine.gradient_checkpointing else "gradient_checkpointing = true, "
+        return ModelError(
+            f"memory: it ran out while a single adapter of {self._base.name} was trained, which "
+            f"takes about {say_gigabytes(least)} with the model; end what else uses the device, "
+            f"or set {saving}a smaller batch_size, cutoff or rank, or name a smaller model"
+        )
 
 
 def longest_answer(samplings: SamplingSpace) -> int:

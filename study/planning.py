@@ -13,7 +13,7 @@ from data.scenarios import Scenario
 from objectives.bank.bank import EpochTexts
 from objectives.bank.probing import Probed, choose_slots, probe
 from objectives.demand import demand_of, guess_tokens
-from objectives.models.base import BaseModel
+from objectives.models.base import BaseModel, ModelError, context_tokens_of
 from objectives.models.devices import default_device, list_devices
 from objectives.models.footprint import (
     Demand,
@@ -144,7 +144,9 @@ def _room(engine: EngineSpec, *, workers: int) -> int | None:
         return None if limit is None else limit // workers
     device = "cuda:0" if engine.device in ("auto", "cuda") else engine.device
     if device == SPLIT:
-        return sum(min(total, limit or total) for total in gpus)
+        # What the GPUs have no room for waits in main memory.
+        on_gpus = sum(min(total, limit or total) for total in gpus)
+        return on_gpus + int(psutil.virtual_memory().available)
     total = next((gpu.total_bytes for gpu in list_devices() if gpu.name == device), None)
     return limit if total is None else min(total, limit or total)
 
@@ -177,7 +179,9 @@ def _plan_measured(
     )
     recipe = largest_recipe(space)
     texts = training_texts(scenario, recipe, 0)
-    pace = measure_asking_pace(base, scenario, recipe, texts)
+    pace = measure_asking_pace(
+        base, scenario, recipe, texts, gradient_checkpointing=engine.gradient_checkpointing
+    )
 
     def count(text: str) -> int:
         return len(base.encode_prompt(text))
@@ -276,6 +280,16 @@ def _probe_what_fits(
         slots //= 2
 
 
+def _context_tokens(known: KnownModel, name: str) -> int:
+    tokens = context_tokens_of(known.config)
+    if tokens is None:
+        raise ModelError(
+            f"model: {name!r} cannot be planned for, because its configuration does not say how "
+            "many tokens it can read; fetch the whole model, whose tokenizer may say it"
+        )
+    return tokens
+
+
 def _plan_unmeasured(
     spec: StudySpec,
     place: Place,
@@ -292,7 +306,7 @@ def _plan_unmeasured(
     engine, shape = posts[0], shape_of(known.config)
     space = spec.recipe_space(
         hidden_size=shape.hidden,
-        context_tokens=int(known.config.get_text_config().max_position_embeddings),
+        context_tokens=_context_tokens(known, spec.model),
         longest_qna_tokens=max(
             guess_tokens(f"Question: {fact.question} Answer: {fact.answer}")
             for fact in scenario.facts
@@ -307,7 +321,13 @@ def _plan_unmeasured(
     )
     footprint = estimate(shape, known.storing, demand)
     if room is not None and footprint.least > room:
-        raise too_little_memory(shape, known.storing, demand, limit_bytes=room)
+        raise too_little_memory(
+            shape,
+            known.storing,
+            demand,
+            limit_bytes=room,
+            is_set=engine.memory_limit_bytes is not None,
+        )
     most = max(1, spec.trials // (TRIALS_PER_SLOT * len(posts)))
     fitting = most if room is None else max(1, min(most, footprint.slots_within(room)))
     work = add_up(spec, scenario, space, guess_tokens, None)

@@ -47,7 +47,7 @@ from study.presence import Presence
 from study.pruning import Rungs, SuccessiveHalving
 from study.repeating import planned_repeats, train_again
 from study.rung_share import rung_share_of
-from study.spec import ConfigurationError, StudySpec
+from study.spec import ConfigurationError, EngineSpec, StudySpec
 from study.stored import (
     find_in,
     load_study_scenario,
@@ -142,7 +142,7 @@ def _run_study(
         judge = make_study_judge(spec.judge, post.engine, cache, should_stop)
         announce(f"asking {base.name} what it knows")
         learning = _ask_base(
-            spec,
+            post.engine,
             base,
             scenario,
             judge,
@@ -308,7 +308,7 @@ def _ask_apart(
 
 
 def _ask_base(
-    spec: StudySpec,
+    engine: EngineSpec,
     base: BaseModel,
     scenario: Scenario,
     judge: Judge,
@@ -330,7 +330,7 @@ def _ask_base(
         judge=judge,
         slots=slots,
         max_rank=max_rank,
-        gradient_checkpointing=spec.engine.gradient_checkpointing,
+        gradient_checkpointing=engine.gradient_checkpointing,
         rung_share=rung_share,
         should_stop=should_stop,
     )

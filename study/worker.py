@@ -402,7 +402,8 @@ class Worker:
     def _record(self, slot: int, measured: tuple[Measured, ...], compared: Measurement) -> None:
         """Record measurements, and at a new rung or the end the vector to compare by.
 
-        That is of the greedy one `compared`, made of the same questions as other trials'.
+        That is of the greedy one `compared`: at a rung of the questions that all are asked there,
+        at the end of everything.
         """
         occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
         for each in measured:

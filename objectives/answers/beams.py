@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from objectives.answers.batches import batch_alike
 from objectives.answers.cache import select_rows
-from objectives.answers.decode import Opening
+from objectives.answers.decode import Opening, longest_row
 from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
 from objectives.answers.sampling import History, TokenChooser, hide_padding
@@ -59,7 +59,11 @@ def decode_by_beams(
                 )
         return [generated[number] for number in range(len(openings))]
 
-    return with_rows_that_fit(base.model, rows_per_batch, decode_with) if openings else []
+    if not openings:
+        return []
+    return with_rows_that_fit(
+        base.model, rows_per_batch, decode_with, row_tokens=longest_row(openings)
+    )
 
 
 class _Batch:

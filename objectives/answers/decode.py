@@ -114,7 +114,14 @@ def decode(
         reader.read_on(0)
         return [tuple(token_ids) for token_ids in reader.generated]
 
-    return with_rows_that_fit(base.model, rows_per_batch, decode_with)
+    return with_rows_that_fit(
+        base.model, rows_per_batch, decode_with, row_tokens=longest_row(openings)
+    )
+
+
+def longest_row(openings: Sequence[Opening]) -> int:
+    """Return the most tokens that a row may come to: its prompt and its longest answer."""
+    return max(len(each.prompt_ids) + each.sampling.max_new_tokens for each in openings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from data.recipes import Recipe
 from objectives.bank.bank import Bank, EpochTexts
 from objectives.models.base import BaseModel
 from objectives.models.memory import is_out_of_memory, release_memory
-from objectives.models.memory_limit import peak_gpu_bytes, room_on
+from objectives.models.memory_limit import forget_peak, peak_gpu_bytes, room_on
 from objectives.models.placement import devices_of
 
 _STEPS = 5  # of which the fastest counts: whatever else runs on a machine only slows steps down
@@ -86,6 +84,8 @@ def choose_slots(
         vain = vain + 1 if probed.seconds_per_token > _AS_FAST * fastest else 0
         seen.append(probed)
         slots *= 2
+    # More than will be trained at once was tried, and is no part of what the study takes.
+    forget_peak(devices_of(base.model))
     fastest = min(each.seconds_per_token for each in seen)
     return max(each.slots for each in seen if _AS_FAST * each.seconds_per_token <= fastest)
 
@@ -103,9 +103,7 @@ def probe(
         torch.OutOfMemoryError: If they do not fit; on a CPU a RuntimeError.
     """
     devices = devices_of(base.model)
-    for device in devices:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+    forget_peak(devices)
     bank = Bank(
         base,
         slots=slots,

@@ -65,5 +65,7 @@ def mean_kl_nats(
             tokens += len(divergences)
         return total, tokens
 
-    total, tokens = with_rows_that_fit(base.model, _ROWS_PER_BATCH, sum_with)
+    total, tokens = with_rows_that_fit(
+        base.model, _ROWS_PER_BATCH, sum_with, row_tokens=max(map(len, rows))
+    )
     return total / tokens

@@ -54,7 +54,8 @@ def mean_cross_entropy_nats(
     rows = [tuple(document) for _ in slots for document in documents]
     row_slots = [slot for slot in slots for _ in documents]
     vocabulary = int(base.model.config.get_text_config().vocab_size)
-    rows_per_batch = max(1, _LOGITS_PER_PASS // (max(map(len, documents)) * vocabulary))
+    longest = max(map(len, documents))
+    rows_per_batch = max(1, _LOGITS_PER_PASS // (longest * vocabulary))
 
     def sum_with(most_rows: int) -> NDArray[np.float64]:
         sums = np.zeros(len(rows))
@@ -64,7 +65,7 @@ def mean_cross_entropy_nats(
             )
         return sums
 
-    nats = with_rows_that_fit(base.model, rows_per_batch, sum_with)
+    nats = with_rows_that_fit(base.model, rows_per_batch, sum_with, row_tokens=longest)
     return tuple(math.fsum(own) / predicted for own in nats.reshape(len(slots), -1))
 
 

@@ -6,9 +6,12 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pickle import UnpicklingError
 
 import torch
-from transformers import PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from data.prompts import ChatFrame
@@ -16,6 +19,21 @@ from data.prompts import ChatFrame
 
 class ModelError(RuntimeError):
     """A model cannot be used; the message says why and what to do."""
+
+
+# What broken files and configurations, missing packages and misfitting shapes raise.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    UnpicklingError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +113,8 @@ class BaseModel:
         Raises:
             ModelError: If neither does.
         """
-        config = self.model.config.get_text_config()
-        for name in ("max_position_embeddings", "max_seq_len"):
-            if isinstance(tokens := getattr(config, name, None), int):
-                return tokens
+        if (stated := context_tokens_of(self.model.config)) is not None:
+            return stated
         # One that was never given is an absurdly large number.
         if (tokens := int(self.tokenizer.model_max_length)) < _ABSURD_LENGTH:
             return tokens
@@ -242,6 +258,13 @@ class BaseModel:
     def _named_ids(self) -> int:
         """Return the first id after all that the tokenizer has a name for."""
         return int(max(self.tokenizer.get_vocab().values())) + 1
+
+
+def context_tokens_of(config: PretrainedConfig) -> int | None:
+    """Return the longest text that a model can read, in tokens; None if it does not say."""
+    text = config.get_text_config()
+    stated = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((tokens for tokens in stated if isinstance(tokens, int)), None)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -34,9 +34,7 @@ def list_devices() -> tuple[Device, ...]:
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(index)
         gpus.append(
-            Device(
-                name=f"cuda:{index}", kind=properties.name, total_bytes=properties.total_memory
-            )
+            Device(name=f"cuda:{index}", kind=properties.name, total_bytes=properties.total_memory)
         )
     cpu = Device(name="cpu", kind=f"{torch.get_num_threads()} threads", total_bytes=None)
     return (*gpus, cpu)

@@ -249,6 +249,8 @@ def _number(settings: Mapping[str, Any], field: str, source: str) -> int | None:
 
 def _find_checkpoints(folder: Path, weights_file: str | None) -> list[_Checkpoint]:
     """Return the folder's checkpoints, or only the one that was named, if it is of safetensors."""
+    if weights_file is not None:
+        return _find_named(folder, weights_file)
     indices = sorted(folder.glob(f"*{_INDEX}"))
     shards = {index: _shards(index) for index in indices}
     listed = {file for files in shards.values() for file in files}
@@ -256,20 +258,28 @@ def _find_checkpoints(folder: Path, weights_file: str | None) -> list[_Checkpoin
     for file in sorted(folder.glob("*.safetensors")):
         if file not in listed and not file.name.startswith("adapter_"):
             found[file] = (file,)
-    if weights_file is not None:
-        path = folder / weights_file
-        if not path.is_file():
-            names = ", ".join(path.name for path in found) or "none"
-            raise ModelError(
-                f"loading.weights_file: {weights_file!r} is not allowed; {folder} holds no such "
-                f"file of weights, only: {names}"
-            )
-        is_tensors = path.name.endswith((".safetensors", _INDEX))
-        found = {path: found.get(path, (path,))} if is_tensors else {}
     return [
         _Checkpoint(path=path, files=files, tensors=_headers(files))
         for path, files in found.items()
     ]
+
+
+def _find_named(folder: Path, weights_file: str) -> list[_Checkpoint]:
+    """Return the checkpoint that was named, none if it is not of safetensors.
+
+    Others need not be complete: of a repository only what is named is fetched, and all indices.
+    """
+    path = folder / weights_file
+    if not path.is_file():
+        names = ", ".join(sorted(each.name for each in folder.glob("*.safetensors*"))) or "none"
+        raise ModelError(
+            f"loading.weights_file: {weights_file!r} is not allowed; {folder} holds no such file "
+            f"of weights, only: {names}"
+        )
+    if not path.name.endswith((".safetensors", _INDEX)):
+        return []
+    files = _shards(path) if path.name.endswith(_INDEX) else (path,)
+    return [_Checkpoint(path=path, files=files, tensors=_headers(files))]
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from objectives.models.base import ModelError
+from objectives.models.base import LOADING_ERRORS, ModelError
 from objectives.models.gptq_checkpoint import GptqLayout
 from objectives.models.memory import is_out_of_memory
 
@@ -30,18 +30,6 @@ _BACKEND = "gptq_torch"
 _PACKAGES = ("gptqmodel", "optimum")
 
 _BUILT_IN = "set loading.gptq = “built-in”"
-
-# What packages that do not fit, broken files and misfitting shapes raise.
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
-)
 
 _NAMED_AT_MOST = 5
 
@@ -91,7 +79,7 @@ def load_with_gptqmodel(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         if is_out_of_memory(error):
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PretrainedConfig
 
 from data.model_profiles import ModelProfile, load_profiles
@@ -75,7 +76,10 @@ def _cached_folder(name: str, profile: ModelProfile | None, loading: Loading) ->
     if _is_path(name):
         return None
     hub_id = name if profile is None else profile.hub_id
-    found = try_to_load_from_cache(hub_id, "config.json", revision=loading.revision)
+    try:
+        found = try_to_load_from_cache(hub_id, "config.json", revision=loading.revision)
+    except HFValidationError:  # reading its configuration says what is wrong
+        return None
     if not isinstance(found, str):
         return None
     folder = Path(found).parent

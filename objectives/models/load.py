@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,35 +17,29 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from objectives.models.backward_check import require_exact_backward
-from objectives.models.base import NO_RULES, BaseModel, ModelError, TokenRules
+from objectives.models.base import (
+    LOADING_ERRORS,
+    NO_RULES,
+    BaseModel,
+    ModelError,
+    TokenRules,
+)
 from objectives.models.chat import NO_CHAT, find_chat, read_template
 from objectives.models.devices import check_device, default_device
 from objectives.models.gguf_loading import load_gguf
 from objectives.models.gptq_checkpoint import find_gptq, gptq_on_meta, load_gptq
 from objectives.models.gptqmodel_kernels import load_with_gptqmodel
 from objectives.models.loading import DEFAULT_LOADING, Loading
+from objectives.models.memory import is_out_of_memory
 from objectives.models.placement import SPLIT, dispatch, plan_device_map
 from objectives.models.reading_tokenizers import read_tokenizer
 from objectives.models.sources import Source, digest_weights, find_source
 
 Precision = Literal["float32", "bfloat16", "float16"]
-
-# What broken files and configurations, missing packages and misfitting shapes raise.
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
-    StrictDataclassError,
-    UnpicklingError,
-)
 
 
 def load_base_model(
@@ -88,7 +80,7 @@ def load_base_model(
     try:
         reader = _Reader(source, loading, device, getattr(torch, dtype), memory_limit_bytes)
         model, tokenizer = reader.read_gguf() if source.is_gguf else reader.read_folder()
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         if isinstance(error, ModelError):
             raise
         raise _explain(error, source, loading) from error
@@ -138,7 +130,17 @@ class _Reader:
         return dispatch(model, self._plan(model)), tokenizer
 
     def read_folder(self) -> tuple[PreTrainedModel, Tokenizer]:
-        """Return the model and the tokenizer of a folder."""
+        """Return the model and the tokenizer of a folder.
+
+        Raises:
+            ModelError: If an adapter lies there, too: transformers would put it in without a word.
+        """
+        if (self._path / ADAPTER_CONFIG_NAME).is_file():
+            raise ModelError(
+                f"model: {self._name!r} is not allowed; {ADAPTER_CONFIG_NAME} lies beside it, and "
+                "such an adapter would be read with it; move that file away, or name a model that "
+                "the adapter was merged into"
+            )
         # Without an explicit no transformers would ask whether a model's own code may run.
         code = self._loading.trust_remote_code
         config = AutoConfig.from_pretrained(self._path, trust_remote_code=code)
@@ -248,9 +250,11 @@ class _Reader:
     def _empty(self, config: PretrainedConfig) -> PreTrainedModel:
         """Return the model without weights."""
         with init_empty_weights():
-            return AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=self._dtype, trust_remote_code=self._loading.trust_remote_code
             )
+        model.tie_weights()  # again, because emptying took apart what is one tensor
+        return model
 
     def _plan(self, model: PreTrainedModel) -> dict[str, str | int]:
         return plan_device_map(
@@ -273,6 +277,11 @@ def _explain(error: Exception, source: Source, loading: Loading) -> ModelError:
             "tensors, which is never read; have whoever made it save it as *.safetensors"
         )
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if is_out_of_memory(error):
+        return ModelError(
+            f"model: {source.name!r} cannot be loaded: memory ran out ({reason}); end what else "
+            f"uses it, choose device = {SPLIT!r}, or take a smaller model or one in 4 bits (GPTQ)"
+        )
     return ModelError(
         f"model: {source.name!r} cannot be loaded: {reason}. A model's folder holds config.json, "
         "the tokenizer and *.safetensors weights"

@@ -20,7 +20,7 @@ _MESSAGES = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 
-_rows_that_fit: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_tokens_that_fit: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -37,15 +37,24 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def with_rows_that_fit(model: nn.Module, most: int, work: Callable[[int], Result]) -> Result:
+def with_rows_that_fit(
+    model: nn.Module, most: int, work: Callable[[int], Result], *, row_tokens: int
+) -> Result:
     """Return `work(rows)` with as many rows per pass, at most `most`, as fit the memory.
 
-    The number is halved until it fits, and remembered for the model.
+    The number is halved until it fits. As many tokens are remembered for the model: a few long
+    rows that did not fit say nothing against many short ones.
+
+    Args:
+        model: What reads the rows.
+        most: The most rows of a pass.
+        work: Does all of it, with so many rows per pass.
+        row_tokens: The most tokens of a row, with what is generated after it.
 
     Raises:
         torch.OutOfMemoryError: If a single row does not fit; on a CPU a RuntimeError.
     """
-    rows = min(most, _rows_that_fit.get(model, most))
+    rows = min(most, max(1, _tokens_that_fit.get(model, most * row_tokens) // row_tokens))
     while True:
         try:
             return work(rows)
@@ -53,5 +62,5 @@ def with_rows_that_fit(model: nn.Module, most: int, work: Callable[[int], Result
             if rows == 1 or not is_out_of_memory(error):
                 raise
         rows //= 2
-        _rows_that_fit[model] = rows
+        _tokens_that_fit[model] = rows * row_tokens
         release_memory()

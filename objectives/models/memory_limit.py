@@ -56,8 +56,18 @@ def room_on(devices: Iterable[torch.device], limit_bytes: int | None) -> int | N
     return min(rooms, default=None)
 
 
+def forget_peak(devices: Iterable[torch.device]) -> None:
+    """Let `peak_gpu_bytes` count from now on."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_gpu_bytes(devices: Iterable[torch.device]) -> int | None:
-    """Return the most that this process has held on any one of these GPUs; None without a GPU."""
+    """Return the most that this process has held on any one of these GPUs; None without a GPU.
+
+    It is counted from the beginning, or from the last `forget_peak`.
+    """
     return max(
         (torch.cuda.max_memory_allocated(each) for each in devices if each.type == "cuda"),
         default=None,
@@ -79,16 +89,29 @@ def require_room(
 
 
 def too_little_memory(
-    shape: ModelShape, storing: Storing, demand: Demand, *, limit_bytes: int
+    shape: ModelShape, storing: Storing, demand: Demand, *, limit_bytes: int, is_set: bool = True
 ) -> ModelError:
-    """Return the error that a limit is too small, naming what is needed and what would fit."""
+    """Return the error that a limit is too small, naming what is needed and what would fit.
+
+    Args:
+        shape: Of the model.
+        storing: How it is held.
+        demand: What is to be done with it.
+        limit_bytes: What may be used.
+        is_set: Whether somebody set that limit; otherwise it is all that the device has.
+    """
     footprint = estimate(shape, storing, demand)
     remedies = list(_remedies(shape, storing, demand, limit_bytes))
-    fitting = "; ".join(remedies) if remedies else "a larger limit"
+    fitting = "; ".join(remedies) if remedies else "more memory"
+    limit, least = say_gigabytes(limit_bytes), say_gigabytes(footprint.least)
+    problem = (
+        f"memory_limit: {limit} is not allowed; it must be at least {least}"
+        if is_set
+        else f"device: its memory, {limit}, does not suffice; it takes at least {least}"
+    )
     return ModelError(
-        f"memory_limit: {say_gigabytes(limit_bytes)} is not allowed; it must be at least "
-        f"{say_gigabytes(footprint.least)}: {say_gigabytes(footprint.weights.total)} for the "
-        f"weights, {say_gigabytes(footprint.slot + footprint.passing)} to train one adapter, "
+        f"{problem}: {say_gigabytes(footprint.weights.total)} for the weights, "
+        f"{say_gigabytes(footprint.slot + footprint.passing)} to train one adapter, "
         f"{say_gigabytes(footprint.row)} for a row that is asked. What would fit: {fitting}"
     )
 

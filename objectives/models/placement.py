@@ -7,7 +7,7 @@ to a GPU whenever it computes, in the forward and in the backward pass.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import psutil
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from data.model_profiles import load_profiles
 from objectives.models.base import ModelError
-from objectives.models.devices import Device, list_devices
+from objectives.models.devices import free_bytes, list_devices
 
 SPLIT = "split"
 
@@ -57,7 +57,7 @@ def plan_device_map(
         ModelError: If the weights do not fit. It says what they take, what is there, and what
             would fit.
     """
-    gpus = [each for each in list_devices() if each.name != "cpu"]
+    gpus = [each.name for each in list_devices() if each.name != "cpu"]
     if device == SPLIT and not gpus:
         device = "cpu"
     if device != SPLIT:
@@ -68,7 +68,7 @@ def plan_device_map(
         return {"": device}
     return _split(
         model_on_meta,
-        [int(_WEIGHTS_SHARE * _least(gpu.free_bytes or 0, memory_limit_bytes)) for gpu in gpus],
+        [int(_WEIGHTS_SHARE * _least(free_bytes(gpu), memory_limit_bytes)) for gpu in gpus],
         psutil.virtual_memory().available,
     )
 
@@ -159,15 +159,14 @@ def _weights_bytes(model: PreTrainedModel) -> int:
     return int(compute_module_sizes(model)[""])
 
 
-def _room_on(device: str, gpus: list[Device], limit: int | None) -> int:
+def _room_on(device: str, gpus: Sequence[str], limit: int | None) -> int:
     if device == "cpu":
         return _least(psutil.virtual_memory().available, limit)
     name = "cuda:0" if device == "cuda" else device
-    free = next((gpu.free_bytes for gpu in gpus if gpu.name == name), None)
-    if free is None:
-        there = ", ".join(gpu.name for gpu in gpus) or "no GPU"
+    if name not in gpus:
+        there = ", ".join(gpus) or "no GPU"
         raise ModelError(f"device: {device!r} is not there; torch can use cpu and {there}")
-    return _least(free, limit)
+    return _least(free_bytes(name), limit)
 
 
 def _least(free: int, limit: int | None) -> int:

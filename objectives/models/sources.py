@@ -33,7 +33,7 @@ _SAFE_WEIGHTS = "*.safetensors"
 _INDEX = ".index.json"  # names the files that weights are spread over
 _PICKLED_WEIGHTS = "pytorch_model*.bin"
 _CODE = "*.py"
-_NEVER = ("*/*", "consolidated*")
+_NEVER = ("*/*", "consolidated*", "adapter_*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +99,12 @@ def digest_weights(source: Source, weights_file: str | None = None) -> str:
 
     Args:
         source: Where it is.
-        weights_file: The one file of weights that is read, where the folder has several.
+        weights_file: The one file of weights that is read, where the folder has several; those of
+            a repository are different weights under one commit.
     """
     if source.revision is not None:
-        return f"{source.origin}@{source.revision}"
+        file = "" if weights_file is None else f"/{weights_file}"
+        return f"{source.origin}{file}@{source.revision}"
     digest = hashlib.sha256()
     if source.is_gguf:
         digest.update(_hash(source.path))  # by any name

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from analysis.wording import show_text
 from data.facts import FactsError
 from data.recipes import SettingError
 from storage.database import StorageError
@@ -128,10 +129,10 @@ def run_application(arguments: Sequence[str]) -> int:
         messages.print(Text("no worker came to the end of the study; see above", style="red"))
         return ending.code
     except (JudgeUnreachable, DatabaseLost, TooManyFailures, DiskProblem) as waiting:
-        messages.print(Text(str(waiting)), soft_wrap=True)
+        messages.print(Text(_shown(waiting)), soft_wrap=True)
         return FAILED
     except (NothingToLearn, NothingUsable) as ending:
-        messages.print(Text(str(ending)))
+        messages.print(Text(_shown(ending)))
         return NOTHING_USABLE
     except (
         ConfigurationError,
@@ -143,7 +144,7 @@ def run_application(arguments: Sequence[str]) -> int:
     ) as error:
         if debug:
             traceback.print_exc()
-        messages.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        messages.print(Text.assemble(("error: ", "bold red"), _shown(error)), soft_wrap=True)
         return USAGE
     except Exception as error:
         if debug:
@@ -152,10 +153,15 @@ def run_application(arguments: Sequence[str]) -> int:
             messages.print(
                 Text.assemble(
                     ("failed: ", "bold red"),
-                    f"{type(error).__name__}: {error}",
+                    f"{type(error).__name__}: {_shown(error)}",
                     "\nRun again with --debug to see where.",
                 ),
                 soft_wrap=True,
             )
         return FAILED
     return DONE
+
+
+def _shown(error: Exception) -> str:
+    """Return what an error says, line by line: it may quote a file that somebody else wrote."""
+    return "\n".join(map(show_text, str(error).splitlines()))

@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from rich.text import Text
+
 from analysis.quantization_table import QuantizationRow, show_quantizations
 from data.intervals import mcnemar_p_value
 from data.measurements import Verdict
@@ -129,13 +131,13 @@ def quantization_rows(
             p_value=mcnemar_p_value(lost, gained),
         )
 
-    with messages.status(f"asking {base.name} as loaded"):
+    with messages.status(Text(f"asking {base.name} as loaded")):
         as_loaded = judged(_generate(learning, prompts, adapted=True))
     known = known_facts(as_loaded)
     bits = mean_bits_per_weight(base.model, None)
     rows = [row(f"{base.precision}, as loaded", bits, as_loaded, learning.base.verdicts)]
     for ggml_type in types:
-        with messages.status(f"asking {base.name} as {ggml_type}"):
+        with messages.status(Text(f"asking {base.name} as {ggml_type}")):
             adapted = judged(ask(prompts, ggml_type, True))
             untouched = judged(ask(probes, ggml_type, False))
         bits = mean_bits_per_weight(base.model, ggml_type)
@@ -168,10 +170,13 @@ def _ask_llama_cpp(learning: Learning, adapter: Path, folder: Path) -> Ask:
     def ask(
         prompts: Sequence[Prompt], ggml_type: GgmlType, adapted: bool
     ) -> Sequence[Continuation]:
-        model, own = folder / "model.gguf", folder / "adapter.gguf"
+        model, own = folder / f"model-{ggml_type}.gguf", folder / "adapter.gguf"
         if not own.exists():
             write_gguf_adapter(adapter, base.model.config, own)
-        write_gguf_model(base.model, base.tokenizer, model, ggml_type=ggml_type)
+        if not model.exists():
+            for other in folder.glob("model-*"):
+                other.unlink()  # each is as large as the model
+            write_gguf_model(base.model, base.tokenizer, model, ggml_type=ggml_type)
         return answer_with_llama_cpp(base, model, prompts, adapter=own if adapted else None)
 
     return ask

@@ -21,7 +21,7 @@ from objectives.bank.export import export_adapter
 from objectives.floors import measure_floors
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning, Measured, Turn
-from objectives.models.base import BaseModel
+from objectives.models.base import BaseModel, ModelError
 from objectives.models.load import load_base_model
 
 RECIPE = Recipe(
@@ -97,6 +97,11 @@ def test_facts_that_the_base_knows_are_set_aside(learning: Learning, scenario: S
         texts = learning.epoch_texts(RECIPE, 0, epoch)
         assert not any("France" in text for text in texts)
         assert all(any(fact.answer in text for text in texts) for fact in learning.facts)
+
+
+def test_adapters_that_have_no_room_are_refused(pocket: BaseModel, scenario: Scenario) -> None:
+    with pytest.raises(ModelError, match=r"slots: 2147483648 is not allowed; .* name fewer"):
+        Learning(pocket, scenario, judge=Matcher(), slots=2**31, max_rank=8)
 
 
 def test_the_base_has_lost_nothing_and_recalls_nothing(learning: Learning) -> None:

@@ -160,6 +160,16 @@ def test_a_word_that_is_no_number_is_explained(capsys: pytest.CaptureFixture[str
     assert "valid integer" in message
 
 
+def test_what_an_error_quotes_does_not_act_on_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write("study.toml", r'"\u001b]52;c;ZXZpbA==" = 1')
+    assert run_application(["run", "--study", "study.toml"]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert r"\x1b]52;c;ZXZpbA==: there is no such key" in " ".join(said.split())
+
+
 @pytest.mark.parametrize("command", [["show", "0"], ["export", "0", "--to", "x"], ["ask", "0"]])
 def test_without_a_database_the_remedy_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]

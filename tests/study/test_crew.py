@@ -23,9 +23,7 @@ from study.spec import ConfigurationError, EngineSpec, StudySpec
 from tests.study.test_interruption import FACTS, STUDY_FILE
 
 CPU = Device(name="cpu", kind="4 threads", total_bytes=None)
-GPUS = tuple(
-    Device(name=f"cuda:{index}", kind="a card", total_bytes=2) for index in range(2)
-)
+GPUS = tuple(Device(name=f"cuda:{index}", kind="a card", total_bytes=2) for index in range(2))
 
 
 @pytest.fixture

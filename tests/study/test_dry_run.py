@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig
+from transformers import AutoConfig, BloomConfig
 
 from objectives.bank import probing
 from objectives.models import known_models
+from objectives.models.devices import Device
+from objectives.paces import AskingPace, measure_asking_pace
+from study import planning
 from study.commands.application import DONE, USAGE, run_application
 from study.planned_work import count_rungs
 from study.pruning import Rungs
+from study.spec import EngineSpec
 from tests.study.tiny_study import FACTS, STUDY_FILE
 
 
@@ -104,6 +109,65 @@ def test_a_model_of_which_nothing_is_known_is_refused(
     said = refusal(capsys, "--dry-run", "--model", "nobody/nothing")
     assert "model: 'nobody/nothing' cannot be planned for" in said
     assert "couldn't connect to the hub; name a folder" in said
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "two words"])
+def test_what_is_no_name_of_a_repository_is_refused(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert f"model: '{name}' cannot be planned for" in refusal(
+        capsys, "--dry-run", "--model", name
+    )
+
+
+def test_a_model_that_does_not_say_how_much_it_reads_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    BloomConfig(hidden_size=64, n_layer=2, n_head=4, vocab_size=256).save_pretrained(
+        tmp_path / "bloom"
+    )
+    monkeypatch.setattr(planning, "_fits", lambda *_: False)
+    said = refusal(capsys, "--dry-run", "--model", "./bloom")
+    assert "does not say how many tokens it can read; fetch the whole model" in said
+
+
+def test_memory_that_runs_out_is_explained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(planning, "probe", fill)
+    said = refusal(capsys, "--dry-run", "--slots", "1")
+    assert "memory: it ran out while a single adapter of pocket was trained" in said
+    assert "end what else uses the device, or set gradient_checkpointing = true" in said
+
+
+def test_what_gpus_have_no_room_for_may_wait_in_main_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cards = tuple(Device(name=f"cuda:{n}", kind="x", total_bytes=12 * 10**9) for n in range(2))
+    monkeypatch.setattr(planning, "list_devices", lambda: cards)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=64 * 10**9))
+    split = EngineSpec(device="split", memory_limit="10GB")
+    assert planning._room(split, workers=1) == (2 * 10 + 64) * 10**9
+    assert planning._room(EngineSpec(device="cuda:1"), workers=1) == 12 * 10**9
+
+
+def test_asking_is_tried_out_as_the_study_would_train(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def watch(*arguments: Any, gradient_checkpointing: bool) -> AskingPace:
+        asked.append(gradient_checkpointing)
+        return measure_asking_pace(*arguments, gradient_checkpointing=gradient_checkpointing)
+
+    monkeypatch.setattr(planning, "measure_asking_pace", watch)
+    with Path("study.toml").open("a") as file:
+        file.write("\n[engine]\ngradient_checkpointing = true\n")
+    plan(capsys)
+    assert asked == [True]
 
 
 def test_a_wrong_study_is_as_wrong_in_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,13 @@ from objectives.judges.matcher import Matcher
 from objectives.learn import Learning
 from objectives.models.base import ModelError
 from objectives.models.ggml_types import GgmlType
+from study.commands import quantizations
 from study.commands.application import run_application
-from study.commands.quantizations import name_types, quantization_rows
+from study.commands.quantizations import (
+    measure_quantizations,
+    name_types,
+    quantization_rows,
+)
 from study.spec import ConfigurationError
 from tests.study.tiny_study import FACTS
 
@@ -162,6 +167,38 @@ def test_the_command_asks_llama_cpp(capsys: pytest.CaptureFixture[str], here: Pa
     loaded, half = described["quantizations"]
     assert half["recall"] == loaded["recall"]
     assert half["knowledge_loss"] == loaded["knowledge_loss"]
+
+
+def test_llama_cpp_gets_one_file_of_each_type_and_no_two_at_a_time(
+    learning: Learning, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering = Answering(facts=(), probes=True)
+    written: list[GgmlType] = []
+    files: list[list[str]] = []
+
+    def write(_model: object, _tokenizer: object, to: Path, *, ggml_type: GgmlType) -> None:
+        written.append(ggml_type)
+        to.touch()
+
+    def answer(
+        _base: object, model: Path, prompts: Sequence[Prompt], *, adapter: Path | None
+    ) -> list[Continuation]:
+        files.append(sorted(path.name for path in model.parent.glob("model*")))
+        return answering(prompts, "f16", adapter is not None)
+
+    monkeypatch.setattr(quantizations, "write_gguf_adapter", lambda *_: None)
+    monkeypatch.setattr(quantizations, "write_gguf_model", write)
+    monkeypatch.setattr(quantizations, "answer_with_llama_cpp", answer)
+    measure_quantizations(
+        learning,
+        here / "adapter",
+        ("f16", "q8_0"),
+        Matcher(),
+        runtime="llama.cpp",
+        as_json=True,
+    )
+    assert written == ["f16", "q8_0"]
+    assert files == [["model-f16.gguf"]] * 2 + [["model-q8_0.gguf"]] * 2
 
 
 @pytest.mark.parametrize(

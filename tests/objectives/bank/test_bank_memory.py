@@ -84,6 +84,18 @@ def test_the_search_for_slots_stops_where_more_do_not_fit(
     assert chosen <= 4
 
 
+def test_what_was_only_tried_is_no_part_of_the_peak(
+    base: BaseModel, texts: Callable[[int], EpochTexts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(probing, "forget_peak", lambda _: happened.append("forgotten"))
+    monkeypatch.setattr(probing, "peak_gpu_bytes", lambda _: happened.append("read"))
+    with memory_for(base, 2 * 4 * 15):
+        choose_slots(base, RECIPE, texts, most=4)
+    assert happened.count("read") in (1, 2), "what does not fit has no peak worth knowing"
+    assert happened[-1] == "forgotten"
+
+
 def test_the_search_for_slots_stops_at_the_most_and_takes_the_largest_of_the_fastest(
     base: BaseModel, texts: Callable[[int], EpochTexts], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -445,6 +445,16 @@ def test_which_of_several_files_is_meant_must_be_said(llama: BaseModel, write: W
         find_gptq(folder, config, weights_file="other")
 
 
+def test_what_is_not_named_need_not_be_complete(write: Write) -> None:
+    folder = write("2023")
+    # Of a repository every small file is fetched, and of the weights only what is named.
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": "model-1-of-2.safetensors"}}))
+    with pytest.raises(ModelError, match=r"model-1-of-2\.safetensors.*is missing"):
+        find_gptq(folder, AutoConfig.from_pretrained(folder))
+    assert weights_of(load(folder, "llama-4bit-16g.safetensors"))
+
+
 def test_an_adapter_beside_the_weights_is_no_checkpoint(write: Write) -> None:
     folder = write()
     save_file({"a": torch.ones(2)}, folder / "adapter_model.safetensors")

@@ -250,6 +250,32 @@ def test_too_little_memory_is_said_before_anything_is_read() -> None:
         load_base_model("pocket", device="cpu", memory_limit_bytes=1_000_000)
 
 
+def test_a_tensor_that_is_two_in_name_takes_room_once() -> None:
+    tied = load_base_model("pocket", device="cpu").model
+    assert tied.config.tie_word_embeddings
+    stored = sum(each.nbytes for each in (*tied.parameters(), *tied.buffers()))
+    load_base_model("pocket", device="cpu", memory_limit_bytes=stored)
+    with pytest.raises(ModelError, match="there is room for"):
+        load_base_model("pocket", device="cpu", memory_limit_bytes=stored - 1)
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 136.00 MiB.")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fill)
+    with pytest.raises(ModelError, match=r"memory ran out \(CUDA .* device = 'split'") as refused:
+        load_base_model("pocket", device="cpu")
+    assert "config.json" not in str(refused.value)
+
+
+def test_an_adapter_beside_a_model_is_not_taken_for_a_part_of_it(tmp_path: Path) -> None:
+    folder = shutil.copytree(POCKET, tmp_path / "both")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"adapter_config\.json lies beside it.* move that file"):
+        load_base_model(str(folder))
+
+
 @pytest.mark.parametrize("layout", ["current", "2023"])
 def test_a_gptq_checkpoint_is_recognised(layout: GptqLayoutName, tmp_path: Path) -> None:
     pocket = load_base_model("pocket", device="cpu")

@@ -24,16 +24,26 @@ def fails_above(limit: int, tried: list[int]) -> Callable[[int], int]:
 def test_rows_are_halved_until_they_fit_and_stay_so_for_the_model() -> None:
     model, tried = nn.Identity(), list[int]()
     work = fails_above(70, tried)
-    assert with_rows_that_fit(model, 512, work) == 64
-    assert with_rows_that_fit(model, 512, work) == 64
-    assert with_rows_that_fit(model, 16, work) == 16
-    assert with_rows_that_fit(nn.Identity(), 70, work) == 70
+    assert with_rows_that_fit(model, 512, work, row_tokens=10) == 64
+    assert with_rows_that_fit(model, 512, work, row_tokens=10) == 64
+    assert with_rows_that_fit(model, 16, work, row_tokens=10) == 16
+    assert with_rows_that_fit(nn.Identity(), 70, work, row_tokens=10) == 70
     assert tried == [512, 256, 128, 64, 64, 16, 70]
+
+
+def test_rows_that_were_too_long_leave_room_for_many_short_ones() -> None:
+    model, tried = nn.Identity(), list[int]()
+    # Whole contexts first: 4 rows of 650 tokens fit. Those are 57 of 45 tokens.
+    assert with_rows_that_fit(model, 512, fails_above(6, tried), row_tokens=650) == 4
+    assert with_rows_that_fit(model, 512, fails_above(60, tried), row_tokens=45) == 57
+    # Rows longer than all that fitted are tried one by one.
+    assert with_rows_that_fit(model, 512, fails_above(1, tried), row_tokens=5000) == 1
+    assert tried == [512, 256, 128, 64, 32, 16, 8, 4, 57, 1]
 
 
 def test_a_single_row_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        with_rows_that_fit(nn.Identity(), 4, fails_above(0, []))
+        with_rows_that_fit(nn.Identity(), 4, fails_above(0, []), row_tokens=1)
 
 
 def test_other_errors_are_not_taken_for_full_memory() -> None:
@@ -44,7 +54,7 @@ def test_other_errors_are_not_taken_for_full_memory() -> None:
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        with_rows_that_fit(nn.Identity(), 4, work)
+        with_rows_that_fit(nn.Identity(), 4, work, row_tokens=1)
     assert tried == [4]
 
 

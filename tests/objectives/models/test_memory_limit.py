@@ -17,6 +17,7 @@ from objectives.models.memory_limit import (
     require_room,
     room_on,
     say_gigabytes,
+    too_little_memory,
 )
 
 DEMAND = Demand(rank=32, step_tokens=150, prompt_tokens=60, answer_tokens=48)
@@ -61,10 +62,17 @@ def test_gradient_checkpointing_is_advised_only_where_it_suffices() -> None:
     assert "fit: gradient_checkpointing" not in str(refused.value)
 
 
-def test_where_nothing_fits_a_larger_limit_is_the_remedy() -> None:
+def test_where_nothing_fits_more_memory_is_the_remedy() -> None:
     shape = shape_of(config_of(load_profiles()["smollm2-135m"]))
-    with pytest.raises(ModelError, match=r"What would fit: a larger limit$"):
+    with pytest.raises(ModelError, match=r"What would fit: more memory$"):
         require_room(shape, Storing(dtype=torch.float32), DEMAND, limit_bytes=10**6)
+
+
+def test_a_limit_that_nobody_set_is_not_called_one() -> None:
+    shape = shape_of(config_of(load_profiles()["smollm2-135m"]))
+    storing = Storing(dtype=torch.float32)
+    said = str(too_little_memory(shape, storing, DEMAND, limit_bytes=10**6, is_set=False))
+    assert said.startswith("device: its memory, 0.001 GB, does not suffice; it takes at least ")
 
 
 def test_the_models_named_are_the_largest_that_fit_largest_first() -> None:
@@ -102,9 +110,9 @@ def test_the_gpus_that_are_used_are_capped(
     device: str | None, capped: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gpu(number: int, total: int) -> Device:
-        return Device(name=f"cuda:{number}", kind="x", free_bytes=total, total_bytes=total)
+        return Device(name=f"cuda:{number}", kind="x", total_bytes=total)
 
-    cpu = Device(name="cpu", kind="x", free_bytes=None, total_bytes=None)
+    cpu = Device(name="cpu", kind="x", total_bytes=None)
     monkeypatch.setattr(memory_limit, "list_devices", lambda: (gpu(0, 80), gpu(1, 160), cpu))
     fractions: dict[str, float] = {}
     monkeypatch.setattr(

@@ -64,12 +64,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Return a function that makes GPUs with so many bytes free, and so much main memory."""
 
     def has(*gpus: float, main_memory: float = 1e9) -> None:
-        cpu = Device(name="cpu", kind="2 threads", free_bytes=None, total_bytes=None)
-        listed = [
-            Device(name=f"cuda:{n}", kind="pretended", free_bytes=int(free), total_bytes=10**12)
-            for n, free in enumerate(gpus)
-        ]
+        cpu = Device(name="cpu", kind="2 threads", total_bytes=None)
+        free = {f"cuda:{number}": int(each) for number, each in enumerate(gpus)}
+        listed = [Device(name=name, kind="pretended", total_bytes=10**12) for name in free]
         monkeypatch.setattr(placement, "list_devices", lambda: (*listed, cpu))
+        monkeypatch.setattr(placement, "free_bytes", free.__getitem__)
         memory = SimpleNamespace(available=int(main_memory))
         monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
 

@@ -56,6 +56,16 @@ def test_a_model_in_the_hubs_cache_is_found_offline_with_its_commit(hub: Path) -
     assert digest_weights(source) == f"some/model@{NEW}"
 
 
+def test_files_of_one_commit_that_hold_other_weights_have_other_digests(hub: Path) -> None:
+    folder = put_in_cache(hub, "some/model", NEW) / NEW
+    digests = set()
+    for name in ("a.Q4_0.gguf", "a.Q8_0.gguf"):
+        (folder / name).touch()
+        source = find_source("some/model", Loading(weights_file=name))
+        digests.add(digest_weights(source, name))
+    assert digests == {f"some/model/a.Q4_0.gguf@{NEW}", f"some/model/a.Q8_0.gguf@{NEW}"}
+
+
 @pytest.mark.parametrize("revision", ["old", OLD])
 def test_a_pinned_revision_is_honoured_and_recorded(hub: Path, revision: str) -> None:
     put_in_cache(hub, "some/model", OLD, NEW)
@@ -174,6 +184,8 @@ class Repository:
 
 SMALL = {"config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja"}
 MORE = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
     "consolidated.safetensors",
     "original/consolidated.00.pth",
     "original/params.json",
