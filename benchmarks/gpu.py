@@ -47,18 +47,18 @@ from objectives.bank import Bank, export_adapter
 from objectives.bank.batches import Batch, count_predicted, cut_examples, make_batches
 from objectives.learn import SEARCHED
 from objectives.models.base import BaseModel
-from objectives.models.footprint import (
+from objectives.models.gptq.four_bit import FourBitLinear, random_four_bit
+from objectives.models.load import load_base_model
+from objectives.models.machine.footprint import (
     Demand,
     ModelShape,
     estimate,
     shape_of_model,
     storing_of,
 )
-from objectives.models.four_bit import FourBitLinear, random_four_bit
-from objectives.models.load import load_base_model
-from objectives.models.memory import is_out_of_memory, release_memory
-from objectives.models.memory_limit import cap_memory
-from objectives.models.reading import pad_left, reads_packed
+from objectives.models.machine.memory import is_out_of_memory, release_memory
+from objectives.models.machine.memory_limit import cap_memory
+from objectives.models.passes.reading import pad_left, reads_packed
 from objectives.models.sources import POCKET
 
 SEED = 20230312

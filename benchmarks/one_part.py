@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 
-from objectives.models.devices import available_cores, use_threads
+from objectives.models.machine.devices import available_cores, use_threads
 
 
 def run_part(part: str, runs: int) -> None:

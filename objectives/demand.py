@@ -11,7 +11,7 @@ from data.recipes import Recipe
 from data.scenarios import Scenario
 from objectives.bank.batches import Batch, count_predicted, cut_examples, make_batches
 from objectives.learn import EVERYTHING
-from objectives.models.footprint import Demand
+from objectives.models.machine.footprint import Demand
 
 # Returns how many tokens a text has.
 TokenCounter = Callable[[str], int]

@@ -32,7 +32,7 @@ from objectives.judges.base import Judge, judge_answers
 from objectives.measures.divergence import mean_kl_nats
 from objectives.measures.drift import mean_cross_entropy_nats
 from objectives.models.base import BaseModel, ModelError
-from objectives.models.memory import is_out_of_memory
+from objectives.models.machine.memory import is_out_of_memory
 
 # What is asked while searching, and what only once a study has made its choice.
 SEARCHED: tuple[Phrasing, ...] = ("validation",)

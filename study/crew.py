@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from objectives.models.devices import available_cores, list_devices
+from objectives.models.machine.devices import available_cores, list_devices
 from study.engine import Post
 from study.spec import ConfigurationError, EngineSpec, StudySpec
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from objectives.models.base import BaseModel, TokenRules
-from objectives.models.devices import use_threads
 from objectives.models.load import load_base_model
-from objectives.models.memory_limit import cap_memory
+from objectives.models.machine.devices import use_threads
+from objectives.models.machine.memory_limit import cap_memory
 from study.spec import EngineSpec, StudySpec
 
 

@@ -8,7 +8,7 @@ from data.recipes import GREEDY
 from data.scenarios import Scenario
 from objectives.demand import demand_of
 from objectives.models.base import BaseModel, ModelError
-from objectives.models.footprint import (
+from objectives.models.machine.footprint import (
     Demand,
     Footprint,
     ModelShape,
@@ -17,13 +17,13 @@ from objectives.models.footprint import (
     shape_of_model,
     storing_of,
 )
-from objectives.models.memory_limit import (
+from objectives.models.machine.memory_limit import (
     require_room,
     room_on,
     say_gigabytes,
     too_little_memory,
 )
-from objectives.models.placement import SPLIT, devices_of
+from objectives.models.machine.placement import SPLIT, devices_of
 from search_spaces.presets import find_preset
 from search_spaces.recipe_space import RecipeSpace, largest_recipe
 from search_spaces.sampling_space import SamplingSpace

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from data.scenarios import Scenario
-from objectives.bank.modules import find_linear_modules
 from objectives.models.base import BaseModel
+from objectives.models.linear_modules import find_linear_modules
 from search_spaces.recipe_space import RecipeSpace
 from search_spaces.settings import Choices, bounds
 from study.lengths import longest_qna_tokens

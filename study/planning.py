@@ -14,19 +14,19 @@ from objectives.bank.bank import EpochTexts
 from objectives.bank.probing import Probed, choose_slots, probe
 from objectives.demand import demand_of, guess_tokens
 from objectives.models.base import BaseModel, ModelError, context_tokens_of
-from objectives.models.devices import default_device, list_devices
-from objectives.models.footprint import (
+from objectives.models.known_models import KnownModel, look_up
+from objectives.models.load import Precision, default_precision
+from objectives.models.machine.devices import default_device, list_devices
+from objectives.models.machine.footprint import (
     Demand,
     Footprint,
     Storing,
     estimate,
     shape_of,
 )
-from objectives.models.known_models import KnownModel, look_up
-from objectives.models.load import Precision, default_precision
-from objectives.models.memory import is_out_of_memory, release_memory
-from objectives.models.memory_limit import too_little_memory
-from objectives.models.placement import SPLIT
+from objectives.models.machine.memory import is_out_of_memory, release_memory
+from objectives.models.machine.memory_limit import too_little_memory
+from objectives.models.machine.placement import SPLIT
 from objectives.paces import AskingPace, measure_asking_pace
 from search_spaces.recipe_space import RecipeSpace, largest_recipe
 from study.engine import load_engine

@@ -18,9 +18,9 @@ from objectives.floors import measure_floors
 from objectives.judges.base import Judge
 from objectives.learn import Learning
 from objectives.models.base import BaseModel
-from objectives.models.machine_load import describe_device, measure_peak
-from objectives.models.memory import is_out_of_memory
-from objectives.models.placement import devices_of
+from objectives.models.machine.machine_load import describe_device, measure_peak
+from objectives.models.machine.memory import is_out_of_memory
+from objectives.models.machine.placement import devices_of
 from search_spaces.grid import count_cells, make_grid
 from search_spaces.presets import find_preset
 from search_spaces.recipe_space import RecipeSpace, largest_recipe

@@ -25,7 +25,7 @@ from objectives.bank.checkpoint import (
 )
 from objectives.judges.base import JudgeUnreachable
 from objectives.learn import Learning, Measured, Turn
-from objectives.models.machine_load import measure_load
+from objectives.models.machine.machine_load import measure_load
 from search_spaces.recipe_space import RecipeSpace
 from search_spaces.sampling_space import SamplingSpace
 from storage.database import StudyStorage

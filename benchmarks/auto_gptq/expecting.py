@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from objectives.models.base import BaseModel
-from objectives.models.four_bit import FourBitLinear
-from objectives.models.gptq_checkpoint import find_gptq, load_gptq
-from objectives.models.gptq_writing import GptqLayoutName, save_gptq
+from objectives.models.gptq.checkpoint import find_gptq, load_gptq
+from objectives.models.gptq.four_bit import FourBitLinear
+from objectives.models.gptq.writing import GptqLayoutName, save_gptq
 from objectives.models.load import load_base_model
 from objectives.models.sources import POCKET
 

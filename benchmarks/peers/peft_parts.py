@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.recipes import Recipe
 from objectives.bank.adam import MAX_GRADIENT_NORM
 from objectives.bank.batches import Batch
-from objectives.bank.modules import PART_OF_SUFFIX
+from objectives.models.linear_modules import PART_OF_SUFFIX
 
 IGNORED_LABEL = -100
 

@@ -32,7 +32,7 @@ from data.measurements import MEASUREMENT_VERSION
 from data.recipes import Recipe
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning, Measured, Turn
-from objectives.models.devices import available_cores, use_threads
+from objectives.models.machine.devices import available_cores, use_threads
 from search_spaces.recipe_space import settings_of
 from study.lengths import longest_qna_tokens
 

@@ -23,8 +23,8 @@ from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
 from objectives.answers.sampling import History, TokenChooser, hide_padding
 from objectives.models.base import BaseModel, cache_argument
-from objectives.models.memory import with_rows_that_fit
-from objectives.models.reading import attending, pad_left
+from objectives.models.machine.memory import with_rows_that_fit
+from objectives.models.passes.reading import attending, pad_left
 
 _NEVER = -1e9  # a score that no continuation has
 _STEPS_BETWEEN_LOOKS = 4  # at whether all beams begin with the same ended answer

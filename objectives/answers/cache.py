@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from objectives.models.reading import reads_packed
+from objectives.models.passes.reading import reads_packed
 
 # Tokens that a layer has room for when it is copied; answers are seldom longer.
 _ROOM_TOKENS = 24

@@ -22,8 +22,8 @@ from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
 from objectives.answers.sampling import History, TokenChooser, hide_padding
 from objectives.models.base import BaseModel, cache_argument
-from objectives.models.memory import with_rows_that_fit
-from objectives.models.reading import attending, pad_left
+from objectives.models.machine.memory import with_rows_that_fit
+from objectives.models.passes.reading import attending, pad_left
 
 
 @torch.inference_mode()

@@ -27,9 +27,9 @@ from objectives.answers.endings import Endings
 from objectives.answers.request import AdapterRouter
 from objectives.answers.sampling import History, TokenChooser, hide_padding
 from objectives.models.base import BaseModel, cache_argument, takes_positions
-from objectives.models.blocks import Entries
-from objectives.models.memory import with_rows_that_fit
-from objectives.models.reading import (
+from objectives.models.machine.memory import with_rows_that_fit
+from objectives.models.passes.blocks import Entries
+from objectives.models.passes.reading import (
     Rows,
     attending,
     logits_only_of,

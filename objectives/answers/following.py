@@ -11,7 +11,7 @@ from torch import Tensor
 from objectives.answers.cache import may_share_beginnings
 from objectives.answers.request import AdapterRouter
 from objectives.models.base import BaseModel
-from objectives.models.reading import (
+from objectives.models.passes.reading import (
     attending,
     lay_out_rows,
     logits_only_of,

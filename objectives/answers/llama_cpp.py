@@ -17,7 +17,7 @@ from objectives.answers.encode import encode_prompts
 from objectives.answers.endings import Endings
 from objectives.answers.request import Continuation
 from objectives.models.base import BaseModel, ModelError
-from objectives.models.ggml_types import require_xllamacpp
+from objectives.models.gguf.ggml_types import require_xllamacpp
 
 # How many prompts are answered at once, each with a part of the context of its own.
 _PARALLEL = 8

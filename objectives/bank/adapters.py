@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from data.recipes import TargetModules
-from objectives.bank.modules import LinearModule
 from objectives.bank.seeds import derive_seed
-from objectives.models.blocks import Blocks
+from objectives.models.linear_modules import LinearModule
+from objectives.models.passes.blocks import Blocks
 
 # Takes a module's position in the layout; returns what its input is multiplied by.
 Dropout = Callable[[int], Tensor]

@@ -26,15 +26,15 @@ from objectives.bank.batches import (
     make_batches,
 )
 from objectives.bank.loading import read_adapter
-from objectives.bank.modules import find_linear_modules
 from objectives.bank.passes import SlotStep, TrainingPass, differentiate, lay_out_pass
 from objectives.bank.slot_weights import SlotWeights
 from objectives.models.base import BaseModel
-from objectives.models.blocks import lay_in_blocks
-from objectives.models.devices import still_computes
-from objectives.models.memory import is_out_of_memory, release_memory
-from objectives.models.placement import devices_of, is_offloaded
-from objectives.models.recomputing import recomputing
+from objectives.models.linear_modules import find_linear_modules
+from objectives.models.machine.devices import still_computes
+from objectives.models.machine.memory import is_out_of_memory, release_memory
+from objectives.models.machine.placement import devices_of, is_offloaded
+from objectives.models.passes.blocks import lay_in_blocks
+from objectives.models.passes.recomputing import recomputing
 
 EpochTexts = Callable[[int], Sequence[str]]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from data.recipes import Packing
 from objectives.models.base import BaseModel
-from objectives.models.blocks import Entries
-from objectives.models.reading import Rows, lay_out_rows
+from objectives.models.passes.blocks import Entries
+from objectives.models.passes.reading import Rows, lay_out_rows
 
 Example = tuple[int, ...]
 Batch = tuple[Example, ...]

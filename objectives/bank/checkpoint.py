@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from data.recipes import Recipe
 from objectives.bank.bank import Bank, Counters, EpochTexts, TrainingState
-from objectives.bank.durable_files import (
+from objectives.durable_files import (
     MayReplace,
     put_file_in_place,
     save_tensors,

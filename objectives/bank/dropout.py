@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from objectives.bank.seeds import derive_seed
-from objectives.models.blocks import Entries
+from objectives.models.passes.blocks import Entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 from peft import LoraConfig, TaskType
 
 from objectives.bank.bank import Bank
-from objectives.bank.durable_files import MayReplace, filled_folder, save_tensors
 from objectives.bank.loading import BASE_DIGEST, WEIGHTS_FILE
-from objectives.bank.modules import name_targets
+from objectives.durable_files import MayReplace, filled_folder, save_tensors
+from objectives.models.linear_modules import name_targets
 
 
 def export_adapter(

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from objectives.bank.loading import LoadedMatrices, adapter_rank, read_adapter
-from objectives.bank.modules import LinearModule, find_linear_modules
 from objectives.models.base import ModelError
-from objectives.models.ggml_types import require_gguf
-from objectives.models.gguf_writing import LLAMA_SHAPED, permute_rotary, rotary_heads
+from objectives.models.gguf.ggml_types import require_gguf
+from objectives.models.gguf.writing import LLAMA_SHAPED, permute_rotary, rotary_heads
+from objectives.models.linear_modules import LinearModule, find_linear_modules
 
 # llama.cpp's architecture of each model type of transformers. Their weights are in a file as they
 # are here, but for the order of queries' and keys' rows of those built like Llama.

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from objectives.bank.loading import LoadedMatrices, adapter_rank, read_adapter
-from objectives.bank.modules import find_linear_modules
 from objectives.models.base import BaseModel, ModelError
-from objectives.models.four_bit import FourBitLinear
+from objectives.models.gptq.four_bit import FourBitLinear
+from objectives.models.linear_modules import find_linear_modules
 
 # Files of this size are easy to move, and no more than one is in memory twice.
 _LARGEST_SHARD = "5GB"

@@ -17,8 +17,8 @@ from objectives.bank.dropout import DropoutStream, draw_dropout
 from objectives.bank.sizes import group_slots
 from objectives.bank.slot_weights import SlotWeights
 from objectives.models.base import BaseModel
-from objectives.models.blocks import Blocks, Entries, lay_in_blocks
-from objectives.models.reading import attending, logits_only_of
+from objectives.models.passes.blocks import Blocks, Entries, lay_in_blocks
+from objectives.models.passes.reading import attending, logits_only_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from data.recipes import Recipe
 from objectives.bank.bank import Bank, EpochTexts
 from objectives.models.base import BaseModel
-from objectives.models.memory import is_out_of_memory, release_memory
-from objectives.models.memory_limit import forget_peak, peak_gpu_bytes, room_on
-from objectives.models.placement import devices_of
+from objectives.models.machine.memory import is_out_of_memory, release_memory
+from objectives.models.machine.memory_limit import forget_peak, peak_gpu_bytes, room_on
+from objectives.models.machine.placement import devices_of
 
 _STEPS = 5  # of which the fastest counts: whatever else runs on a machine only slows steps down
 

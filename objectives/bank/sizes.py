@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from objectives.bank.adapters import Layout
-from objectives.models.blocks import cut_where_it_pays
+from objectives.models.passes.blocks import cut_where_it_pays
 
 SlotIndex = slice | list[int]
 

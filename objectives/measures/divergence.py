@@ -11,7 +11,7 @@ from objectives.answers.encode import encode_prompts
 from objectives.answers.following import logits_after
 from objectives.answers.request import BASE, AdapterRouter, Continuation
 from objectives.models.base import BaseModel
-from objectives.models.memory import with_rows_that_fit
+from objectives.models.machine.memory import with_rows_that_fit
 
 _ROWS_PER_BATCH = 64
 

@@ -14,7 +14,7 @@ from objectives.answers.encode import encode_document
 from objectives.answers.following import logits_after
 from objectives.answers.request import AdapterRouter, UntouchedBase
 from objectives.models.base import BaseModel
-from objectives.models.memory import with_rows_that_fit
+from objectives.models.machine.memory import with_rows_that_fit
 
 # The most logits of one forward pass: 32 MiB in fp32, several times in the loss. Larger passes
 # were slower on a CPU.

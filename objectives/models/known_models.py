@@ -12,10 +12,10 @@ from transformers import AutoConfig, PretrainedConfig
 
 from data.model_profiles import ModelProfile, load_profiles
 from objectives.models.base import ModelError
-from objectives.models.footprint import Storing, config_of
-from objectives.models.gptq_checkpoint import find_gptq
+from objectives.models.gptq.checkpoint import find_gptq
 from objectives.models.load import Precision
 from objectives.models.loading import Loading
+from objectives.models.machine.footprint import Storing, config_of
 from objectives.models.sources import POCKET
 
 

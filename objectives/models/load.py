@@ -20,7 +20,6 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
-from objectives.models.backward_check import require_exact_backward
 from objectives.models.base import (
     LOADING_ERRORS,
     NO_RULES,
@@ -29,13 +28,14 @@ from objectives.models.base import (
     TokenRules,
 )
 from objectives.models.chat import NO_CHAT, find_chat, read_template
-from objectives.models.devices import check_device, default_device
-from objectives.models.gguf_loading import load_gguf
-from objectives.models.gptq_checkpoint import find_gptq, gptq_on_meta, load_gptq
-from objectives.models.gptqmodel_kernels import load_with_gptqmodel
+from objectives.models.gguf.loading import load_gguf
+from objectives.models.gptq.backward_check import require_exact_backward
+from objectives.models.gptq.checkpoint import find_gptq, gptq_on_meta, load_gptq
+from objectives.models.gptq.gptqmodel_kernels import load_with_gptqmodel
 from objectives.models.loading import DEFAULT_LOADING, Loading
-from objectives.models.memory import is_out_of_memory
-from objectives.models.placement import SPLIT, dispatch, plan_device_map
+from objectives.models.machine.devices import check_device, default_device
+from objectives.models.machine.memory import is_out_of_memory
+from objectives.models.machine.placement import SPLIT, dispatch, plan_device_map
 from objectives.models.reading_tokenizers import read_tokenizer
 from objectives.models.sources import Source, digest_weights, find_source
 

@@ -26,7 +26,7 @@ from objectives.bank.loading import adapter_rank, require_base
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning, Measured
 from objectives.models.base import BaseModel
-from objectives.models.ggml_types import GgmlType
+from objectives.models.gguf.ggml_types import GgmlType
 from objectives.models.sources import POCKET
 from search_spaces.presets import PRESETS, find_preset, name_presets, without_penalties
 from study.commands.application import (

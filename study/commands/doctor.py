@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from objectives.models.devices import (
+from objectives.models.machine.devices import (
     cuda_build,
     driver_gpus,
     free_bytes,

@@ -17,11 +17,11 @@ from analysis.findings import Findings
 from analysis.model_card import Export, ExportFormat, render_card
 from analysis.wording import say_counted
 from data.model_profiles import load_profiles
-from objectives.bank.durable_files import filled_folder
 from objectives.bank.gguf_adapter import write_gguf_adapter
 from objectives.bank.loading import read_origin
 from objectives.bank.merging import merge_adapter, save_merged
 from objectives.bank.vllm_format import max_lora_rank
+from objectives.durable_files import filled_folder
 from objectives.models.base import BaseModel, ModelError
 from objectives.models.configurations import read_configuration
 from objectives.models.sources import POCKET

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from objectives.judges.matcher import Matcher
 from objectives.models.load import load_base_model
-from objectives.models.pocket_build import PocketSettings, build_pocket
-from objectives.models.pocket_card import measure_pocket, write_card
+from objectives.pocket.build import PocketSettings, build_pocket
+from objectives.pocket.card import measure_pocket, write_card
 from study.commands.application import application, messages, results
 from study.spec import ConfigurationError
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
-from objectives.models.gptq_writing import save_gptq
+from objectives.models.gptq.writing import save_gptq
 from objectives.models.load import load_base_model
 from study.commands.application import application, messages, results
 from study.spec import ConfigurationError

@@ -23,9 +23,9 @@ from objectives.answers.request import BASE, Continuation, Request
 from objectives.bank.gguf_adapter import write_gguf_adapter
 from objectives.judges.base import Judge, judge_answers
 from objectives.learn import Learning
-from objectives.models.ggml_types import GGML_TYPES, GgmlType, require_gguf, require_xllamacpp
-from objectives.models.ggml_weights import mean_bits_per_weight, quantised_weights
-from objectives.models.gguf_writing import write_gguf_model
+from objectives.models.gguf.ggml_types import GGML_TYPES, GgmlType, require_gguf, require_xllamacpp
+from objectives.models.gguf.ggml_weights import mean_bits_per_weight, quantised_weights
+from objectives.models.gguf.writing import write_gguf_model
 from study.commands.application import messages, results
 from study.spec import ConfigurationError
 

@@ -19,7 +19,7 @@ from analysis.resources import device_uses
 from analysis.results_markdown import write_results
 from analysis.tables import show_examples, show_front
 from data.measurements import Verdict
-from objectives.models.devices import unused_gpu_remedy
+from objectives.models.machine.devices import unused_gpu_remedy
 from search_spaces.recipe_space import settings_of
 from storage.database import StudyStorage, untested_kind
 from storage.reader import read_sittings, read_verdicts

@@ -18,9 +18,9 @@ from data.scenarios import load_scenario
 from objectives.bank import Bank
 from objectives.bank.batches import count_predicted
 from objectives.models.base import BaseModel
-from objectives.models.footprint import shape_of_model
 from objectives.models.load import load_base_model
-from objectives.models.reading import reads_packed
+from objectives.models.machine.footprint import shape_of_model
+from objectives.models.passes.reading import reads_packed
 from objectives.models.sources import POCKET
 
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
 from objectives.models.base import BaseModel
-from objectives.models.placement import dispatch
+from objectives.models.machine.placement import dispatch
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import study
-from objectives.models import devices
-from objectives.models.devices import Device
+from objectives.models.machine import devices
+from objectives.models.machine.devices import Device
 from storage.database import open_storage
 from storage.reader import read_sittings, read_study
 from study.crew import describe_post, posts_on, read_post

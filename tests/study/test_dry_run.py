@@ -15,7 +15,7 @@ from transformers import AutoConfig, BloomConfig
 
 from objectives.bank import probing
 from objectives.models import known_models
-from objectives.models.devices import Device
+from objectives.models.machine.devices import Device
 from objectives.paces import AskingPace, measure_asking_pace
 from study import planning
 from study.commands.application import DONE, USAGE, run_application

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from data.recipes import Recipe
 from objectives.bank import Bank, export_adapter
 from objectives.models.base import BaseModel
-from objectives.models.four_bit import quantise_linears
+from objectives.models.gptq.four_bit import quantise_linears
 from storage.reader import read_study
 from storage.recorder import Recorder
 from study.commands.application import run_application

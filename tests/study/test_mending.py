@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import text
 
-from objectives.bank.durable_files import unfinished_name
+from objectives.durable_files import unfinished_name
 from storage.database import StudyStorage, open_storage
 from storage.leases import Lease, LeaseBook
 from storage.reader import list_studies, read_study

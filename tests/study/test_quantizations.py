@@ -19,7 +19,7 @@ from objectives.bank import export_adapter
 from objectives.judges.matcher import Matcher
 from objectives.learn import Learning
 from objectives.models.base import ModelError
-from objectives.models.ggml_types import GgmlType
+from objectives.models.gguf.ggml_types import GgmlType
 from study.commands import quantizations
 from study.commands.application import run_application
 from study.commands.quantizations import (

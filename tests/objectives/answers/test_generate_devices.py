@@ -14,7 +14,7 @@ from objectives.answers.request import BASE, Request
 from objectives.answers.verify import verify_greedy
 from objectives.measures.drift import mean_cross_entropy_nats
 from objectives.models.base import BaseModel
-from objectives.models.reading import reads_packed
+from objectives.models.passes.reading import reads_packed
 from tests.objectives.pretend_devices import PretendDevices, spread
 
 SHORT = replace(GREEDY, max_new_tokens=7)

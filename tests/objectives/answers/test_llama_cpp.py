@@ -29,8 +29,8 @@ from objectives.bank import Bank, export_adapter
 from objectives.bank.gguf_adapter import write_gguf_adapter
 from objectives.judges.matcher import Matcher
 from objectives.models.base import BaseModel, ModelError, TokenRules
-from objectives.models.ggml_weights import quantised_weights
-from objectives.models.gguf_writing import write_gguf_model
+from objectives.models.gguf.ggml_weights import quantised_weights
+from objectives.models.gguf.writing import write_gguf_model
 from objectives.models.load import load_base_model
 from tests.objectives.byte_level_llama import LLAMA3_ROPE, make_byte_level_llama
 from tests.objectives.sentencepiece_llama import READ, train_pieces

@@ -20,7 +20,7 @@ from objectives.answers.verify import verify_greedy
 from objectives.bank import Bank
 from objectives.bank.export import export_adapter
 from objectives.models.base import BaseModel
-from objectives.models.reading import reads_packed
+from objectives.models.passes.reading import reads_packed
 from tests.objectives.architectures import CONFIGS, make_architecture
 
 EpochTexts = Callable[[int], Sequence[str]]

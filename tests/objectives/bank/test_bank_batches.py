@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from data.recipes import Packing
 from objectives.bank.batches import count_predicted, cut_examples, lay_out, make_batches
-from objectives.models import reading
 from objectives.models.base import BaseModel
+from objectives.models.passes import reading
 
 documents_of_text = st.lists(
     st.lists(st.integers(4, 99), max_size=40).map(lambda words: [1, *words, 2]), max_size=12

@@ -15,8 +15,8 @@ from torch import Tensor
 from data.recipes import Recipe
 from objectives.bank import Bank
 from objectives.models.base import BaseModel
-from objectives.models.four_bit import FourBitLinear, quantise_linears
-from objectives.models.placement import devices_of, is_offloaded
+from objectives.models.gptq.four_bit import FourBitLinear, quantise_linears
+from objectives.models.machine.placement import devices_of, is_offloaded
 from tests.objectives.pretend_devices import MixedDevicesError, PretendDevices, spread
 
 EpochTexts = Callable[[int], Sequence[str]]

@@ -13,9 +13,9 @@ from torch import Tensor
 from data.recipes import Recipe
 from objectives.bank import Bank
 from objectives.bank import bank as bank_module
-from objectives.bank.modules import find_linear_modules
 from objectives.bank.probing import choose_slots
 from objectives.models.base import BaseModel
+from objectives.models.linear_modules import find_linear_modules
 
 EpochTexts = Callable[[int], Sequence[str]]
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from objectives.bank.adapters import Layout
-from objectives.bank.modules import find_linear_modules
 from objectives.bank.sizes import group_slots, index_places
 from objectives.bank.slot_weights import SlotWeights
 from objectives.models.base import BaseModel
+from objectives.models.linear_modules import find_linear_modules
 
 RANKS = st.sampled_from([1, 4, 8, 16, 32, 256])
 

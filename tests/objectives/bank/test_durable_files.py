@@ -17,9 +17,9 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from data.recipes import Recipe
+from objectives import durable_files
 from objectives.bank import (
     Bank,
-    durable_files,
     export_adapter,
     restore_checkpoint,
     save_checkpoint,

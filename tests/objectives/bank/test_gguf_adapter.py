@@ -29,7 +29,7 @@ from data.recipes import Recipe
 from objectives.bank import Bank, export_adapter
 from objectives.bank.gguf_adapter import write_gguf_adapter
 from objectives.models.base import BaseModel, ModelError
-from objectives.models.gguf_writing import permute_rotary
+from objectives.models.gguf.writing import permute_rotary
 from tests.objectives.byte_level_llama import make_byte_level_llama, pocket_tokenizer
 
 SIZES: dict[str, Any] = {

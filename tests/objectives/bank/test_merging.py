@@ -19,7 +19,7 @@ from data.recipes import Recipe
 from objectives.bank import Bank, export_adapter, merging
 from objectives.bank.merging import merge_adapter, save_merged
 from objectives.models.base import BaseModel, ModelError
-from objectives.models.four_bit import FourBitLinear, quantise_linears
+from objectives.models.gptq.four_bit import FourBitLinear, quantise_linears
 
 EpochTexts = Callable[[int], Sequence[str]]
 

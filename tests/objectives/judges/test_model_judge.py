@@ -192,7 +192,7 @@ def test_a_model_that_cannot_read_packed_rows_votes_alike(
 ) -> None:
     answers = [make_answer(text) for text in ("Butler", "Colin Farrell", "x" * 90)]
     packed = ModelJudge(letters).score(answers)
-    for module in ("objectives.answers.cache", "objectives.models.reading"):
+    for module in ("objectives.answers.cache", "objectives.models.passes.reading"):
         monkeypatch.setattr(f"{module}.reads_packed", lambda _model: False)
 
     padded = ModelJudge(letters).score(answers)

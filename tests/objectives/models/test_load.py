@@ -32,10 +32,10 @@ from objectives.answers.request import Request
 from objectives.bank import Bank
 from objectives.models import load
 from objectives.models.base import BaseModel, ModelError, TokenRules
-from objectives.models.four_bit import FourBitLinear
-from objectives.models.gguf_writing import write_gguf_model
-from objectives.models.gptq_checkpoint import load_gptq
-from objectives.models.gptq_writing import GptqLayoutName, save_gptq
+from objectives.models.gguf.writing import write_gguf_model
+from objectives.models.gptq.checkpoint import load_gptq
+from objectives.models.gptq.four_bit import FourBitLinear
+from objectives.models.gptq.writing import GptqLayoutName, save_gptq
 from objectives.models.load import Precision, default_precision, load_base_model
 from objectives.models.loading import Loading
 from tests.objectives.odd_tokenizers import byte_level

@@ -1,0 +1,1 @@
+"""What a model takes of a machine, and what there is."""

@@ -1,0 +1,1 @@
+"""Forward and backward passes over rows that lie end to end."""

@@ -1,0 +1,1 @@
+"""The pocket model: how it is made, and the card that says what it knows."""
