@@ -495,7 +495,7 @@ def ask_peft(
     adapted: Any, base: BaseModel, prompts: Sequence[Prompt], new_tokens: int, **routing: Any
 ) -> float:
     """Return the share of right answers that a PEFT model gives in one batch."""
-    rows = pad_left(base, [tuple(base.encode_prompt(prompt.text)) for prompt in prompts])
+    rows = pad_left(base, [tuple(base.encode_prompt(p.text, p.style)) for p in prompts])
     generated = adapted.generate(
         input_ids=rows.token_ids,
         attention_mask=rows.mask,
@@ -609,7 +609,9 @@ class LargeModel:
         self._demand = Demand(
             rank=recipe.rank,
             step_tokens=max(map(count_predicted, batches)),
-            prompt_tokens=max(len(self._base.encode_prompt(p.text)) for p in self._prompts),
+            prompt_tokens=max(
+                len(self._base.encode_prompt(p.text, p.style)) for p in self._prompts
+            ),
             answer_tokens=extent.new_tokens,
         )
         self._operations = operations_per_token(self._shape, rank=recipe.rank)

@@ -92,6 +92,29 @@ def put_folder_in_place(
 
 
 @contextmanager
+def filled_file(path: Path, *, may_replace: MayReplace | None = None) -> Iterator[Path]:
+    """Give a name to write a file under, which takes the name `path` then, and goes on an error.
+
+    What was called so before is replaced, or stays where an error is raised.
+
+    Args:
+        path: What to write; its folder is made if it is not there.
+        may_replace: As in `put_file_in_place`.
+
+    Raises:
+        OSError: If the disk is full or cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_name(path)
+    try:
+        yield unfinished
+        sync(unfinished)
+        put_file_in_place(unfinished, path, may_replace=may_replace)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
 def filled_folder(folder: Path, *, may_replace: MayReplace | None = None) -> Iterator[Path]:
     """Give an empty folder that takes the name `folder` once it is filled, and goes on an error.
 

@@ -125,7 +125,7 @@ def _why_not(base: BaseModel, tokens: int, prompts: int) -> str | None:
 
 
 def _count_tokens(base: BaseModel, prompt: Prompt) -> int:
-    return len(base.encode_prompt(prompt.text))
+    return len(base.encode_prompt(prompt.text, prompt.style))
 
 
 def _not_measured(name: FloorName, reason: str) -> Floor:

@@ -250,6 +250,26 @@ class Learning:
             for turn, questions, probes, turn_nats in zip(turns, asked, probed, nats, strict=True)
         ]
 
+    def on_part(self, measured: Measured) -> Measurement:
+        """Return the part of a greedy measurement of everything that a rung would have asked.
+
+        It is what measuring the same adapter with `is_part` gives, without asking it again.
+        """
+        if not self.rungs_ask_a_part:
+            return measured.measurement
+        whole, part = measured.measurement, self._part
+        asked = {*part.prompts, *(each.answer.prompt for each in part.references)}
+        own = [verdict for verdict in measured.verdicts if verdict.answer.prompt in asked]
+        return self._score(
+            [verdict for verdict in own if verdict.answer.prompt.phrasing != "probe"],
+            [verdict for verdict in own if verdict.answer.prompt.phrasing == "probe"],
+            whole.sampling,
+            questions=part,
+            epoch=whole.epoch,
+            tokens=whole.trained_tokens,
+            drift_nats=whole.drift_nats,
+        ).measurement
+
     def measure_everything(
         self,
         slot: int,
@@ -337,7 +357,8 @@ class Learning:
     @cached_property
     def _longest_prompt_tokens(self) -> int:
         prompts = (*self._prompts, *self._probe_prompts)
-        return max(len(self._model.encode_prompt(prompt.text)) for prompt in prompts)
+        encoded = (self._model.encode_prompt(prompt.text, prompt.style) for prompt in prompts)
+        return max(map(len, encoded))
 
     @staticmethod
     def _samplings(turn: Turn) -> tuple[Sampling, ...]:

@@ -90,7 +90,10 @@ class StudyMemory:
 
     @property
     def room_bytes(self) -> int | None:
-        """Return what there is for a worker on each device; None on a CPU without a limit."""
+        """Return what there is for a worker on the smallest of its devices.
+
+        None on a CPU without a limit.
+        """
         limit = self._engine.memory_limit_bytes
         if limit is not None and self._on_cpu:
             limit //= self._workers

@@ -20,9 +20,7 @@ from objectives.models.machine.devices import default_device, list_devices
 from objectives.models.machine.footprint import (
     Demand,
     Footprint,
-    Storing,
     estimate,
-    shape_of,
 )
 from objectives.models.machine.memory import is_out_of_memory, release_memory
 from objectives.models.machine.memory_limit import too_little_memory
@@ -46,7 +44,10 @@ from study.stored import load_study_scenario, read_stored
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """The memory that a study is estimated to take on one device, in bytes.
+    """The memory that a study is estimated to take on its device, in bytes.
+
+    Where the model `is_spread`, over GPUs and main memory, all is of these together, `limit`
+    included; only `peak` is of the fullest GPU.
 
     `slot` is what one more adapter takes while it trains, of which `adapter` are its weights,
     gradients and Adam's moments; `training` and `asking` are with `slots` adapters, the model
@@ -63,6 +64,7 @@ class MemoryPlan:
     training: int
     asking: int
     limit: int | None
+    is_spread: bool = False
     peak: int | None = None
 
 
@@ -143,7 +145,7 @@ def _room(engine: EngineSpec, *, workers: int) -> int | None:
     if engine.device == "cpu" or not gpus:
         return None if limit is None else limit // workers
     device = "cuda:0" if engine.device in ("auto", "cuda") else engine.device
-    if device == SPLIT:
+    if _is_spread(engine):
         # What the GPUs have no room for waits in main memory.
         on_gpus = sum(min(total, limit or total) for total in gpus)
         return on_gpus + int(psutil.virtual_memory().available)
@@ -151,10 +153,16 @@ def _room(engine: EngineSpec, *, workers: int) -> int | None:
     return limit if total is None else min(total, limit or total)
 
 
+def _is_spread(engine: EngineSpec) -> bool:
+    """Return whether a model lies on all GPUs and in main memory, whose room counts together."""
+    has_gpu = any(device.total_bytes is not None for device in list_devices())
+    return engine.device == SPLIT and has_gpu
+
+
 def _fits(known: KnownModel, room: int | None) -> bool:
     """Return whether a model's weights have room."""
     nothing = Demand(rank=1, step_tokens=1, prompt_tokens=1, answer_tokens=1)
-    weights = estimate(shape_of(known.config), known.storing, nothing).weights.total
+    weights = estimate(known.shape, known.storing, nothing).weights.total
     return weights <= (psutil.virtual_memory().available if room is None else room)
 
 
@@ -192,14 +200,14 @@ def _plan_measured(
         name=place.name,
         model=base.name,
         parameters=memory.shape.parameters,
-        precision=_say_precision(memory.storing),
-        device=str(base.device),
+        precision=memory.storing.words,
+        device=SPLIT if _is_spread(engine) else str(base.device),
         workers=len(posts),
         facts=len(scenario.facts),
         trials=work.trials,
         trained_tokens=work.trained_tokens,
         answers=work.verdicts,
-        memory=_plan_memory(memory.footprint, probed.slots, room, peak=probed.peak_bytes),
+        memory=_plan_memory(memory.footprint, probed.slots, engine, room, peak=probed.peak_bytes),
         time=_plan_time(work, probed, pace, workers=len(posts), is_matched=is_matched),
         notes=(
             "Times come from a few steps with the largest recipe and one batch of prompts here; "
@@ -303,7 +311,7 @@ def _plan_unmeasured(
     Raises:
         ModelError: If one adapter would not fit what a limit or a GPU allows.
     """
-    engine, shape = posts[0], shape_of(known.config)
+    engine, shape = posts[0], known.shape
     space = spec.recipe_space(
         hidden_size=shape.hidden,
         context_tokens=_context_tokens(known, spec.model),
@@ -326,7 +334,7 @@ def _plan_unmeasured(
             known.storing,
             demand,
             limit_bytes=room,
-            is_set=engine.memory_limit_bytes is not None,
+            is_set=engine.memory_limit_bytes is not None and not _is_spread(engine),
         )
     most = max(1, spec.trials // (TRIALS_PER_SLOT * len(posts)))
     fitting = most if room is None else max(1, min(most, footprint.slots_within(room)))
@@ -338,14 +346,14 @@ def _plan_unmeasured(
         name=place.name,
         model=spec.model,
         parameters=shape.parameters,
-        precision=_say_precision(known.storing),
+        precision=known.storing.words,
         device=default_device() if engine.device == "auto" else engine.device,
         workers=len(posts),
         facts=len(scenario.facts),
         trials=work.trials,
         trained_tokens=work.trained_tokens,
         answers=work.verdicts,
-        memory=_plan_memory(footprint, spec.slots or fitting, room),
+        memory=_plan_memory(footprint, spec.slots or fitting, engine, room),
         time=NO_TIME,
         notes=(
             f"The model was not loaded: {reason}. Its memory is estimated from its shape, tokens "
@@ -356,7 +364,12 @@ def _plan_unmeasured(
 
 
 def _plan_memory(
-    footprint: Footprint, slots: int, room: int | None, *, peak: int | None = None
+    footprint: Footprint,
+    slots: int,
+    engine: EngineSpec,
+    room: int | None,
+    *,
+    peak: int | None = None,
 ) -> MemoryPlan:
     rows = footprint.rows_within(2**63 if room is None else room, slots=slots)
     return MemoryPlan(
@@ -369,6 +382,7 @@ def _plan_memory(
         training=footprint.training(slots),
         asking=footprint.asking(slots, rows),
         limit=room,
+        is_spread=_is_spread(engine),
         peak=peak,
     )
 
@@ -383,14 +397,6 @@ def _plan_time(
         ask=asking / workers,
         judge=work.verdicts * pace.seconds_per_match / workers if is_matched else None,
     )
-
-
-def _say_precision(storing: Storing) -> str:
-    dtype = str(storing.dtype).removeprefix("torch.")
-    if storing.group_size is None:
-        return dtype
-    groups = "" if storing.group_size == -1 else f" in groups of {storing.group_size}"
-    return f"4 bits{groups}, the rest {dtype}"
 
 
 def _say_cpu(device_type: str, room: int | None) -> tuple[str, ...]:

@@ -60,8 +60,22 @@ class RungDecider:
         vectors = self._vectors().get(number, ())
         return max((v.rung + 1 for v in vectors if v.trained_tokens <= trained_tokens), default=0)
 
-    def keep_vector(self, trial: optuna.Trial, progress: Progress, greedy: Measurement) -> int:
-        """Store what a trial has reached, to compare others with; return its rungs done."""
+    def keep_vector(
+        self,
+        trial: optuna.Trial,
+        progress: Progress,
+        compared: Measurement,
+        greedy: Measurement,
+    ) -> int:
+        """Store what a trial has reached, to compare others with; return its rungs done.
+
+        Args:
+            trial: The trial.
+            progress: How far it has come.
+            compared: Its greedy measurement on what rungs ask.
+            greedy: The same one on all that it was asked.
+        """
+        is_more = greedy != compared
         assert self.rungs is not None
         rungs_done = self.rungs.rungs_reached(progress.trained_tokens)
         store_vector(
@@ -70,8 +84,10 @@ class RungDecider:
                 rung=rungs_done - 1,
                 epoch=progress.epoch,
                 trained_tokens=progress.trained_tokens,
-                recall=number_of(greedy.recall),
-                knowledge_loss=number_of(greedy.knowledge_loss),
+                recall=number_of(compared.recall),
+                knowledge_loss=number_of(compared.knowledge_loss),
+                recall_of_all=number_of(greedy.recall) if is_more else None,
+                knowledge_loss_of_all=number_of(greedy.knowledge_loss) if is_more else None,
                 is_last=progress.finished,
                 stamp=make_stamp(self.reference),
             ),

@@ -49,7 +49,9 @@ def rung_share_of(
         *fact_prompts(scenario.facts, SEARCHED, chat=base.chat),
         *(probe.prompt(chat=base.chat) for probe in scenario.probes),
     )
-    asked = sum(len(base.encode_prompt(prompt.text)) + _ANSWER_TOKENS for prompt in prompts)
+    asked = sum(
+        len(base.encode_prompt(prompt.text, prompt.style)) + _ANSWER_TOKENS for prompt in prompts
+    )
     trained = (rungs.spacing - 1) * rungs.first_rung_tokens
     share = _PASSES_PER_TRAINED_TOKEN * trained / asked
     return min(1.0, max(_LEAST, round(_STEP * round(share / _STEP), 2)))

@@ -20,7 +20,9 @@ class RungVector:
     """What a trial had reached when it had trained enough tokens for a rung.
 
     Only vectors with an equal `stamp` are compared: it carries the version of the measurement and
-    the reference point.
+    the reference point. Where rungs ask a part of the questions, `recall` and `knowledge_loss` are
+    of that part, so that all are compared by the same ones; what all of them gave, where they were
+    asked, is kept beside that.
     """
 
     rung: int
@@ -30,6 +32,15 @@ class RungVector:
     knowledge_loss: float
     is_last: bool
     stamp: str
+    recall_of_all: float | None = None
+    knowledge_loss_of_all: float | None = None
+
+    @property
+    def point(self) -> tuple[float, float]:
+        """Return recall and knowledge loss by all questions where they were asked."""
+        if self.recall_of_all is None or self.knowledge_loss_of_all is None:
+            return self.recall, self.knowledge_loss
+        return self.recall_of_all, self.knowledge_loss_of_all
 
     def encode(self) -> str:
         """Return the vector as JSON for a trial attribute."""

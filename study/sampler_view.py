@@ -91,11 +91,9 @@ def _points_reached(trial: FrozenTrial, reference: Reference) -> Sequence[tuple[
         return ()
     stamp = make_stamp(reference)
     return [
-        (vector.recall, vector.knowledge_loss)
+        vector.point
         for vector in stored_vectors(trial)
-        if vector.stamp == stamp
-        and math.isfinite(vector.recall)
-        and math.isfinite(vector.knowledge_loss)
+        if vector.stamp == stamp and all(map(math.isfinite, vector.point))
     ]
 
 

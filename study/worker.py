@@ -309,7 +309,9 @@ class Worker:
         try:
             measured_turns = self.learning.measure(turns) if turns else []
             compared = {
-                turn.slot: measured[0].measurement
+                turn.slot: (
+                    measured[0].measurement if turn.is_part else self.learning.on_part(measured[0])
+                )
                 for turn, measured in zip(turns, measured_turns, strict=True)
             }
             measured_turns = self._ask_candidates_everything(turns, measured_turns)
@@ -402,8 +404,8 @@ class Worker:
     def _record(self, slot: int, measured: tuple[Measured, ...], compared: Measurement) -> None:
         """Record measurements, and at a new rung or the end the vector to compare by.
 
-        That is of the greedy one `compared`: at a rung of the questions that all are asked there,
-        at the end of everything.
+        That is of the greedy one on the questions that all are asked at rungs, `compared`, also
+        where everything was asked.
         """
         occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)
         for each in measured:
@@ -420,7 +422,9 @@ class Worker:
             progress.trained_tokens, occupant.rungs_done
         )
         if self.settings.rungs is not None and (occupant.may_be_pruned or progress.finished):
-            occupant.rungs_done = self._rungs.keep_vector(occupant.trial, progress, compared)
+            occupant.rungs_done = self._rungs.keep_vector(
+                occupant.trial, progress, compared, measured[0].measurement
+            )
 
     def _decide(self, slot: int, measured: tuple[Measured, ...]) -> None:
         occupant, progress = self._occupants[slot], self.learning.bank.progress(slot)

@@ -10,8 +10,8 @@ from objectives.models.base import BaseModel, ModelError
 
 def encode_prompts(
     base: BaseModel, asked: Iterable[tuple[Prompt, int]]
-) -> dict[str, tuple[int, ...]]:
-    """Return the token ids of every prompt's text.
+) -> dict[Prompt, tuple[int, ...]]:
+    """Return the token ids of every prompt, as it is read in its style.
 
     Args:
         base: The model.
@@ -20,11 +20,11 @@ def encode_prompts(
     Raises:
         ModelError: If a prompt has no tokens, or with its answer exceeds the model's context.
     """
-    encoded: dict[str, tuple[int, ...]] = {}
+    encoded: dict[Prompt, tuple[int, ...]] = {}
     for prompt, answer_tokens in asked:
-        if prompt.text not in encoded:
-            encoded[prompt.text] = tuple(base.encode_prompt(prompt.text))
-        tokens = len(encoded[prompt.text])
+        if prompt not in encoded:
+            encoded[prompt] = tuple(base.encode_prompt(prompt.text, prompt.style))
+        tokens = len(encoded[prompt])
         if tokens == 0:
             raise ModelError(f"prompt: {prompt.text!r} has no tokens; ask something")
         if tokens + answer_tokens > base.context_tokens:

@@ -58,7 +58,7 @@ def generate(
         generated = decode_rows(
             base,
             [
-                _open(requests[numbers[0]], prompt_ids[requests[numbers[0]].prompt.text])
+                _open(requests[numbers[0]], prompt_ids[requests[numbers[0]].prompt])
                 for numbers in own
             ],
             router=router or UntouchedBase(),

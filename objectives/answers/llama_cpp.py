@@ -60,7 +60,7 @@ def answer_with_llama_cpp(
     replies = _post(
         f"{server.listening_address}/completion",
         {
-            "prompt": [list(token_ids[prompt.text]) for prompt in prompts],
+            "prompt": [list(token_ids[prompt]) for prompt in prompts],
             "n_predict": max_new_tokens,
             "temperature": 0.0,
             "return_tokens": True,

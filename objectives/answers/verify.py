@@ -55,7 +55,7 @@ def verify_greedy(
     ]
     openings = [
         Opening(
-            prompt_ids=prompt_ids[reference.answer.prompt.text],
+            prompt_ids=prompt_ids[reference.answer.prompt],
             slot=slot,
             sampling=replace(GREEDY, max_new_tokens=max_new_tokens),
             uniforms=np.empty(0),

@@ -11,12 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from data.recipes import Recipe
 from objectives.bank.bank import Bank, Counters, EpochTexts, TrainingState
-from objectives.durable_files import (
-    MayReplace,
-    put_file_in_place,
-    save_tensors,
-    unfinished_name,
-)
+from objectives.durable_files import MayReplace, filled_file, save_tensors
 
 CHECKPOINT_VERSION = 1
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -61,14 +56,8 @@ def save_checkpoint(
         "first_moments": state.first_moments,
         "second_moments": state.second_moments,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CHECKPOINT_FILE
-    unfinished = unfinished_name(path)
-    try:
+    with filled_file(folder / CHECKPOINT_FILE, may_replace=may_replace) as unfinished:
         save_tensors(tensors, unfinished, metadata={_METADATA_KEY: json.dumps(described)})
-        put_file_in_place(unfinished, path, may_replace=may_replace)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def restore_checkpoint(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from objectives.bank.loading import LoadedMatrices, adapter_rank, read_adapter
+from objectives.durable_files import filled_file
 from objectives.models.base import ModelError
 from objectives.models.gguf.ggml_types import require_gguf
 from objectives.models.gguf.writing import LLAMA_SHAPED, permute_rotary, rotary_heads
@@ -71,18 +71,10 @@ def write_gguf_adapter(adapter: Path, config: PretrainedConfig, to: Path) -> Non
             )
         for side, matrix in zip("ab", _in_its_order(config, module, pair, alpha), strict=True):
             writer.add_tensor(f"{there}.weight.lora_{side}", matrix)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = to.with_name(f".{to.name}.unfinished-{os.getpid()}")
-    try:
+    with filled_file(to) as unfinished, closing(writer):
         writer.write_header_to_file(unfinished)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
-        os.replace(unfinished, to)
-    finally:
-        writer.close()
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
 
 
 def _modules_of(config: PretrainedConfig) -> tuple[LinearModule, ...]:

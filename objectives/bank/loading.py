@@ -162,10 +162,15 @@ def require_base(folder: Path, digest: str) -> None:
     # A commit on the hub cannot be compared with the hash of a folder's files.
     if trained_in is None or trained_in == digest or ("@" in trained_in) != ("@" in digest):
         return
+    files, _, commit = trained_in.rpartition("@")
+    if files and files == digest.rpartition("@")[0]:
+        remedy = f'read that commit: loading.revision = "{commit}", or --revision {commit}'
+    else:
+        remedy = "name the model that it was trained in"
     raise ModelError(
         f"adapter: {folder} was trained in another base ({_shorten(trained_in)}, and this is "
-        f"{_shorten(digest)}); name the model that it was trained in, or, if this one has the "
-        "same weights in another form, say so with --any-base"
+        f"{_shorten(digest)}); {remedy}, or, if this one has the same weights in another form, "
+        "say so with --any-base"
     )
 
 

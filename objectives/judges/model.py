@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 
 import torch
@@ -18,6 +19,7 @@ from objectives.answers.following import logits_after
 from objectives.answers.request import BASE, UntouchedBase, never, refuse_to_go_on
 from objectives.judges.rubric import judge_with_model
 from objectives.models.base import BaseModel, ModelError
+from objectives.models.machine.memory import with_rows_that_fit
 
 # Below this joint probability of "yes" and "no" the model is not answering the question.
 LEAST_JOINT_PROBABILITY = 0.05
@@ -133,7 +135,6 @@ class ModelJudge:
 
         A vote depends on its own answer alone, up to the rounding of floating point numbers.
         """
-        scores: list[YesNo | None] = [None] * len(answers)
         rows = [
             self._encode(
                 question=answer.prompt.question,
@@ -144,15 +145,28 @@ class ModelJudge:
         ]
         # The verdict itself takes a place, too.
         fitting = [n for n, row in enumerate(rows) if len(row) < self._base.context_tokens]
-        fitting_rows = [rows[number] for number in fitting]
-        for batch in batch_rows(fitting_rows, [0] * len(fitting), self._rows_per_batch):
+        if not fitting:
+            return [None] * len(answers)
+        votes = with_rows_that_fit(
+            self._base.model,
+            self._rows_per_batch,
+            partial(self._vote, [rows[number] for number in fitting]),
+            row_tokens=max(len(rows[number]) for number in fitting),
+        )
+        vote_of = dict(zip(fitting, votes, strict=True))
+        return [vote_of.get(number) for number in range(len(answers))]
+
+    def _vote(self, rows: Sequence[_Row], most_rows: int) -> list[YesNo]:
+        """Return the vote on every rubric, reading so many at once."""
+        vote_of: dict[int, YesNo] = {}
+        for batch in batch_rows(rows, [0] * len(rows), most_rows):
             refuse_to_go_on(self._should_stop)
-            following = self._read(self._base, [fitting_rows[place] for place in batch])
+            following = self._read(self._base, [rows[place] for place in batch])
             yes = following[:, list(self._yes)].logsumexp(-1).tolist()
             no = following[:, list(self._no)].logsumexp(-1).tolist()
             for place, log_yes, log_no in zip(batch, yes, no, strict=True):
-                scores[fitting[place]] = YesNo(log_yes=log_yes, log_no=log_no)
-        return scores
+                vote_of[place] = YesNo(log_yes=log_yes, log_no=log_no)
+        return [vote_of[place] for place in range(len(rows))]
 
     def _encode(self, *, question: str, accepted: Sequence[str], answer: str) -> _Row:
         base = self._base

@@ -40,7 +40,7 @@ def mean_kl_nats(
     rows, parts = [], []
     for reference in references:
         if reference.token_ids:
-            prompt = prompts[reference.answer.prompt.text]
+            prompt = prompts[reference.answer.prompt]
             rows.append(prompt + reference.token_ids[:-1])
             parts.append(slice(len(prompt) - 1, None))
     if not rows:

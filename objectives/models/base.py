@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from data.prompts import ChatFrame
+from data.prompts import ChatFrame, PromptStyle
 
 
 class ModelError(RuntimeError):
@@ -210,17 +210,21 @@ class BaseModel:
             )
         return ids[0]
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, style: PromptStyle = "plain") -> list[int]:
         """Return the token ids a continuation follows, as the tokenizer itself begins a text.
 
-        Some tokenizers put BOS first, some do not; an EOS that one puts last is left out. What a
-        chat template wrote is read as it stands, as servers read it: it has its own beginning.
+        Some tokenizers put BOS first, some do not; an EOS that one puts last is left out.
+
+        Args:
+            text: What is read.
+            style: In what it is asked. What a chat template wrote is read as it stands, as
+                servers read it: it has its own beginning.
 
         Raises:
             ModelError: If the model does not know a token: on a GPU reading it would end the
                 process.
         """
-        ids = list(self.tokenizer(text, add_special_tokens=not self._is_chat(text)).input_ids)
+        ids = list(self.tokenizer(text, add_special_tokens=style != "chat").input_ids)
         ids = ids[:-1] if ids and ids[-1] == self.eos_id else ids
         if ids and max(ids) >= self.vocabulary:
             raise ModelError(
@@ -228,14 +232,6 @@ class BaseModel:
                 f"{self.vocabulary}, and its tokenizer has more; leave out what is written so"
             )
         return ids
-
-    def _is_chat(self, text: str) -> bool:
-        """Return whether a text is a question as the chat template puts it."""
-        return (
-            self.chat is not None
-            and text.startswith(self.chat.before)
-            and text.endswith(self.chat.after)
-        )
 
     def encode_document(self, text: str) -> list[int]:
         """Return the token ids of a training text: as a prompt, and EOS."""

@@ -6,26 +6,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PretrainedConfig
 
-from data.model_profiles import ModelProfile, load_profiles
+from data.model_profiles import load_profiles
 from objectives.models.base import ModelError
 from objectives.models.gptq.checkpoint import find_gptq
-from objectives.models.load import Precision
+from objectives.models.load import Precision, refusal_of_code
 from objectives.models.loading import Loading
-from objectives.models.machine.footprint import Storing, config_of
-from objectives.models.sources import POCKET
+from objectives.models.machine.footprint import ModelShape, Storing, config_of, shape_of
+from objectives.models.sources import POCKET, find_local
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """A model as far as it is known without its weights; `folder` is None where it is not here."""
+    """A model as far as it is known without its weights; `folder` is None where it is not here.
+
+    Its sizes may take Python code that comes with it, which runs only under `trust_remote_code`.
+    """
 
     config: PretrainedConfig
     storing: Storing
     folder: Path | None
+    trust_remote_code: bool = False
+
+    @property
+    def shape(self) -> ModelShape:
+        """Return its sizes.
+
+        Raises:
+            ModelError: As `shape_of`.
+        """
+        return shape_of(self.config, trust_remote_code=self.trust_remote_code)
 
 
 def look_up(name: str, loading: Loading, *, precision: Precision) -> KnownModel | None:
@@ -41,49 +52,33 @@ def look_up(name: str, loading: Loading, *, precision: Precision) -> KnownModel 
 
     Raises:
         ModelError: If it is neither here nor known by name, and its configuration is not to be
-            had from the hub.
+            had from the hub; or if its name is a path and no model is there.
     """
-    if name == POCKET or any(str(each).endswith(".gguf") for each in (name, loading.weights_file)):
+    source = find_local(name, loading)
+    if name == POCKET or (source is not None and source.is_gguf):
         return None
+    if str(loading.weights_file).endswith(".gguf"):
+        return None  # which the hub has, and nobody knows what is in it
     dtype = getattr(torch, precision)
-    path = Path(name).expanduser()
-    profile = load_profiles().get(name)
-    folder = path if path.is_dir() else _cached_folder(name, profile, loading)
-    if folder is not None:
-        config = _read_config(name, folder, loading)
-        layout = find_gptq(folder, config, weights_file=loading.weights_file)
+    code = loading.trust_remote_code
+    if source is not None:
+        config = _read_config(name, source.path, loading)
+        layout = find_gptq(source.path, config, weights_file=loading.weights_file)
         group_size = None if layout is None else layout.group_size
         return KnownModel(
-            config=config, storing=Storing(dtype=dtype, group_size=group_size), folder=folder
+            config=config,
+            storing=Storing(dtype=dtype, group_size=group_size),
+            folder=source.path,
+            trust_remote_code=code,
         )
-    if _is_path(name):
-        return None  # loading it says what is wrong
+    profile = load_profiles().get(name)
     if profile is not None:
         storing = Storing(dtype=dtype, group_size=profile.group_size)
         return KnownModel(config=config_of(profile), storing=storing, folder=None)
     config = _read_config(name, name, loading)
     settings = getattr(config, "quantization_config", None) or {}
     storing = Storing(dtype=dtype, group_size=settings.get("group_size"))
-    return KnownModel(config=config, storing=storing, folder=None)
-
-
-def _is_path(name: str) -> bool:
-    return Path(name).is_absolute() or name.startswith((".", "~"))
-
-
-def _cached_folder(name: str, profile: ModelProfile | None, loading: Loading) -> Path | None:
-    """Return where the hub's cache holds the model with its weights; None if it does not."""
-    if _is_path(name):
-        return None
-    hub_id = name if profile is None else profile.hub_id
-    try:
-        found = try_to_load_from_cache(hub_id, "config.json", revision=loading.revision)
-    except HFValidationError:  # reading its configuration says what is wrong
-        return None
-    if not isinstance(found, str):
-        return None
-    folder = Path(found).parent
-    return folder if any(folder.glob("*.safetensors")) else None
+    return KnownModel(config=config, storing=storing, folder=None, trust_remote_code=code)
 
 
 def _read_config(name: str, source: str | Path, loading: Loading) -> PretrainedConfig:
@@ -92,6 +87,8 @@ def _read_config(name: str, source: str | Path, loading: Loading) -> PretrainedC
             source, revision=loading.revision, trust_remote_code=loading.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
+        if (refusal := refusal_of_code(error, name, loading)) is not None:
+            raise refusal from error
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
             f"model: {name!r} cannot be planned for, because its configuration is not to be had: "

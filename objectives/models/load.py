@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import ADAPTER_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
+from data.prompts import put_question
 from objectives.models.base import (
     LOADING_ERRORS,
     NO_RULES,
@@ -35,7 +36,7 @@ from objectives.models.gptq.gptqmodel_kernels import load_with_gptqmodel
 from objectives.models.loading import DEFAULT_LOADING, Loading
 from objectives.models.machine.devices import check_device, default_device
 from objectives.models.machine.memory import is_out_of_memory
-from objectives.models.machine.placement import SPLIT, dispatch, plan_device_map
+from objectives.models.machine.placement import SPLIT, plan_device_map
 from objectives.models.reading_tokenizers import read_tokenizer
 from objectives.models.sources import Source, digest_weights, find_source
 
@@ -126,8 +127,12 @@ class _Reader:
 
     def read_gguf(self) -> tuple[PreTrainedModel, Tokenizer]:
         """Return the model and the tokenizer of a .gguf file."""
-        model, tokenizer = load_gguf(self._path, dtype=self._dtype)
-        return dispatch(model, self._plan(model)), tokenizer
+        return load_gguf(
+            self._path,
+            dtype=self._dtype,
+            device=self._device,
+            memory_limit_bytes=self._memory_limit_bytes,
+        )
 
     def read_folder(self) -> tuple[PreTrainedModel, Tokenizer]:
         """Return the model and the tokenizer of a folder.
@@ -150,12 +155,18 @@ class _Reader:
 
     def _read_weights(self, config: PretrainedConfig) -> PreTrainedModel:
         is_pickled = self._must_unpickle()
+        code = self._loading.trust_remote_code
         layout = find_gptq(self._path, config, weights_file=self._loading.weights_file)
         if layout is not None:
             if self._loading.gptq == "built-in":
-                empty = gptq_on_meta(config, layout, dtype=self._dtype)
+                empty = gptq_on_meta(config, layout, dtype=self._dtype, trust_remote_code=code)
                 model = load_gptq(
-                    self._path, config, layout, dtype=self._dtype, device_map=self._plan(empty)
+                    self._path,
+                    config,
+                    layout,
+                    dtype=self._dtype,
+                    device_map=self._plan(empty),
+                    trust_remote_code=code,
                 )
             else:
                 model = load_with_gptqmodel(
@@ -164,6 +175,7 @@ class _Reader:
                     layout,
                     dtype=self._dtype,
                     device_map=self._one_device("GPTQ through gptqmodel"),
+                    trust_remote_code=code,
                 )
             require_exact_backward(model)
             return model
@@ -181,7 +193,7 @@ class _Reader:
             device_map=place,
             use_safetensors=not is_pickled,
             weights_only=True,
-            trust_remote_code=self._loading.trust_remote_code,
+            trust_remote_code=code,
             ignore_mismatched_sizes=True,  # they are in the report, and named
             output_loading_info=True,
         )
@@ -264,13 +276,8 @@ class _Reader:
 
 def _explain(error: Exception, source: Source, loading: Loading) -> ModelError:
     """Return why a model cannot be loaded, and what to do."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    if "trust_remote_code" in words and not loading.trust_remote_code:
-        return ModelError(
-            f"model: {source.name!r} cannot be loaded without running Python code that comes with "
-            "it, which could do anything on this machine; read that code, and allow it by "
-            "loading.trust_remote_code = true in the study file"
-        )
+    if (refusal := refusal_of_code(error, source.name, loading)) is not None:
+        return refusal
     if isinstance(error, UnpicklingError):
         return ModelError(
             f"model: {source.name!r} cannot be loaded: its pickled weights contain more than "
@@ -285,6 +292,23 @@ def _explain(error: Exception, source: Source, loading: Loading) -> ModelError:
     return ModelError(
         f"model: {source.name!r} cannot be loaded: {reason}. A model's folder holds config.json, "
         "the tokenizer and *.safetensors weights"
+    )
+
+
+def refusal_of_code(error: Exception, name: str, loading: Loading) -> ModelError | None:
+    """Return what to do where transformers did not run a model's own code; None if it is not that.
+
+    Args:
+        error: What it raised.
+        name: Of the model.
+        loading: Whether that code may run.
+    """
+    if "trust_remote_code" not in str(error) or loading.trust_remote_code:
+        return None
+    return ModelError(
+        f"model: {name!r} cannot be loaded without running Python code that comes with it, which "
+        "could do anything on this machine; read that code, and allow it by "
+        "loading.trust_remote_code = true in the study file"
     )
 
 
@@ -327,5 +351,5 @@ def _with_chat(base: BaseModel, chat_template: str | None) -> BaseModel:
         return base
     chat, ends = found
     base = replace(base, chat=chat, chat_ends=ends)
-    base.encode_prompt(f"{chat.before}?{chat.after}")  # a token that is not known is found now
+    base.encode_prompt(put_question("?", "chat", chat), "chat")  # an unknown token is found now
     return base

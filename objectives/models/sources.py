@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -30,6 +30,7 @@ POCKET = "pocket"
 # repositories, or in folders.
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 _SAFE_WEIGHTS = "*.safetensors"
+_GGUF_WEIGHTS = "*.gguf"
 _INDEX = ".index.json"  # names the files that weights are spread over
 _PICKLED_WEIGHTS = "pytorch_model*.bin"
 _CODE = "*.py"
@@ -68,6 +69,41 @@ def find_source(name: str, loading: Loading) -> Source:
     Raises:
         ModelError: If it is not there, or the licence of a gated repository was not accepted.
     """
+    _require_file_name(loading)
+    return _fetch(name, loading) if _is_on_hub(name) else _open(name, loading)
+
+
+def find_local(name: str, loading: Loading) -> Source | None:
+    """Return where a model is as `find_source` does, but without fetching anything.
+
+    A repository is here where the hub's cache has its configuration and weights that `loading`
+    allows to read.
+
+    Returns:
+        None if it is only on the hub, or nowhere.
+
+    Raises:
+        ModelError: If the name is a path and no model is there.
+    """
+    _require_file_name(loading)
+    if not _is_on_hub(name):
+        return _open(name, loading)
+    hub_id = _hub_id(name)
+    try:
+        found = try_to_load_from_cache(hub_id, "config.json", revision=loading.revision)
+    except HFValidationError:  # whoever fetches it says what is wrong
+        return None
+    if not isinstance(found, str):
+        return None
+    folder = Path(found).parent
+    if loading.weights_file is not None:
+        is_here = (folder / loading.weights_file).is_file()
+    else:
+        is_here = _has_weights(folder, loading)
+    return _cached(folder, name, loading) if is_here else None
+
+
+def _require_file_name(loading: Loading) -> None:
     if loading.weights_file is not None and Path(loading.weights_file).name != (
         loading.weights_file
     ):
@@ -75,17 +111,28 @@ def find_source(name: str, loading: Loading) -> Source:
             f"loading.weights_file: {loading.weights_file!r} is not allowed; it must be the name "
             "of a file that lies right in the model's folder, without a path"
         )
+
+
+def _is_on_hub(name: str) -> bool:
+    """Return whether a name is a repository's, or a profile's that stands for one."""
     path = Path(name).expanduser()
-    is_local = path.is_dir() or path.is_absolute() or name.startswith(".") or _is_gguf(path)
-    if name != POCKET and not is_local:
-        return _fetch(name, loading)
+    is_path = path.is_dir() or path.is_absolute() or name.startswith(".") or _is_gguf(path)
+    return name != POCKET and not is_path
+
+
+def _hub_id(name: str) -> str:
+    profile = load_profiles().get(name)
+    return name if profile is None else profile.hub_id
+
+
+def _open(name: str, loading: Loading) -> Source:
+    """Return the pocket model, a folder or a .gguf file."""
     if loading.revision is not None:
         raise ModelError(
             f"loading.revision: {loading.revision!r} is not allowed with {name!r}, which is not "
             "read from the hub; leave it out"
         )
-    if name == POCKET:
-        path = Path(str(files("data") / "pocket"))
+    path = Path(str(files("data") / "pocket")) if name == POCKET else Path(name).expanduser()
     if _is_gguf(path):
         if not path.is_file():
             raise ModelError(f"model: there is no file {name!r}; check the path")
@@ -140,50 +187,97 @@ def _is_gguf(path: Path) -> bool:
     return path.suffix == ".gguf"
 
 
-def _choose_in(folder: Path, name: str, loading: Loading) -> Path:
+def _choose_in(folder: Path, name: str, loading: Loading, *, hub_id: str | None = None) -> Path:
     """Return a folder, or the .gguf file in it that the person names.
 
+    Args:
+        folder: Where what is read lies.
+        name: What the person asked for.
+        loading: Which file.
+        hub_id: The repository that the folder was fetched from; files of weights that are not read
+            are there only.
+
     Raises:
-        ModelError: If it holds no model, or not the file that is named.
+        ModelError: If it holds no model, not the file that is named, or only .gguf files of which
+            none is named.
     """
     chosen = loading.weights_file
     if chosen is not None and not (folder / chosen).is_file():
-        there = [path.name for kind in (_SAFE_WEIGHTS, "*.gguf") for path in folder.glob(kind)]
-        listed = f"there are {', '.join(sorted(there))}" if there else "there is none"
+        there = _list_weights(folder, hub_id)
+        listed = f"there are {', '.join(there)}" if there else "there is none"
         raise ModelError(
             f"loading.weights_file: there is no {chosen!r} in {name!r}; "
             + hint_at(chosen, there, otherwise=listed)
         )
     if chosen is not None and _is_gguf(Path(chosen)):
         return folder / chosen
+    if not _has_weights(folder, loading):
+        _refuse_unnamed_gguf(name, _list_weights(folder, hub_id), is_on_hub=hub_id is not None)
     if not (folder / "config.json").is_file():
-        ggufs = sorted(path.name for path in folder.glob("*.gguf"))
         raise ModelError(
-            f"model: {name!r} is not a model folder (no config.json in it); "
-            + (
-                f"name one of its files, {', '.join(ggufs)}"
-                if ggufs
-                else "name a folder that a Hugging Face model was saved to, a hub id, a name that "
-                f"`remember models` lists, or “{POCKET}”"
-            )
+            f"model: {name!r} is not a model folder (no config.json in it); name a folder that a "
+            "Hugging Face model was saved to, a hub id, a name that `remember models` lists, or "
+            f"“{POCKET}”"
         )
     return folder
 
 
+def _has_weights(folder: Path, loading: Loading) -> bool:
+    """Return whether a folder has weights that may be read and need not be named."""
+    kinds = [_SAFE_WEIGHTS, *([_PICKLED_WEIGHTS] if loading.pickled_weights else [])]
+    return any(path for kind in kinds for path in folder.glob(kind))
+
+
+def _refuse_unnamed_gguf(name: str, weights: Iterable[str], *, is_on_hub: bool) -> None:
+    ggufs = [file for file in weights if fnmatch(file, _GGUF_WEIGHTS)]
+    if ggufs:
+        raise ModelError(
+            f"model: {name!r} has its weights as .gguf files, of which one must be named: "
+            f'loading.weights_file = "{ggufs[0]}" in the study file'
+            + ("" if is_on_hub else f", or the model {str(Path(name) / ggufs[0])!r}")
+            + f"; there are {', '.join(ggufs)}"
+        )
+
+
+def _list_weights(folder: Path, hub_id: str | None) -> list[str]:
+    """Return the names of safetensors and .gguf files in a folder, or in its repository.
+
+    If the hub cannot be reached, it is those in the folder.
+    """
+    kinds = [_SAFE_WEIGHTS, _GGUF_WEIGHTS]
+    if hub_id is not None:
+        try:
+            there = snapshot_download(
+                hub_id,
+                revision=folder.name,
+                allow_patterns=kinds,
+                ignore_patterns=list(_NEVER),
+                dry_run=True,
+            )
+            return sorted(file.filename for file in there)
+        except OSError:
+            pass
+    return sorted(path.name for kind in kinds for path in folder.glob(kind))
+
+
 def _fetch(name: str, loading: Loading) -> Source:
     """Return a hub repository's files as they lie in the hub's cache, fetched where missing."""
-    profile = load_profiles().get(name)
-    hub_id = name if profile is None else profile.hub_id
+    hub_id = _hub_id(name)
     wanted = [*_SMALL_FILES, _weights_pattern(loading.weights_file)]
     if loading.trust_remote_code:
         wanted.append(_CODE)
     folder = _download(name, hub_id, loading.revision, wanted)
     if loading.pickled_weights and not any(folder.glob(_SAFE_WEIGHTS)):
         folder = _download(name, hub_id, loading.revision, [*wanted, _PICKLED_WEIGHTS])
+    return _cached(folder, name, loading)
+
+
+def _cached(folder: Path, name: str, loading: Loading) -> Source:
+    """Return a folder of the hub's cache, which has the name of its commit."""
     return Source(
         name=name,
-        path=_choose_in(folder, name, loading),
-        origin=hub_id,
+        path=_choose_in(folder, name, loading, hub_id=_hub_id(name)),
+        origin=_hub_id(name),
         revision=folder.name,
     )
 

@@ -140,7 +140,7 @@ def _measure_leanings(base: BaseModel) -> tuple[LeaningMeasured, ...]:
         shares = []
         for question in leaning.questions:
             for style in PROMPT_STYLES:
-                prompt = base.encode_prompt(put_question(question, style))
+                prompt = base.encode_prompt(put_question(question, style), style)
                 first, second = (
                     _log_probability(base, prompt, _continuation(base, question, style, side))
                     for side in (leaning.first, leaning.second)
@@ -162,7 +162,7 @@ def _continuation(base: BaseModel, question: str, style: PromptStyle, side: str)
     prompt = put_question(question, style)
     space = "" if style == "plain" else " "
     whole = base.encode_document(f"{prompt}{space}{side.capitalize()}")
-    return whole[len(base.encode_prompt(prompt)) :]
+    return whole[len(base.encode_prompt(prompt, style)) :]
 
 
 def _log_probability(base: BaseModel, prompt: list[int], continuation: list[int]) -> float:

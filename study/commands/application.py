@@ -46,6 +46,10 @@ NameOption = Annotated[
     str | None, typer.Option(help="Name of the study; default: made from facts and model.")
 ]
 OutOption = Annotated[Path | None, typer.Option(help="Folder for results; default: runs.")]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of a model on the hub; default: its main branch."),
+]
 ProbesOption = Annotated[
     Path | None,
     typer.Option(

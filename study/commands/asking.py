@@ -35,6 +35,7 @@ from study.commands.application import (
     OutOption,
     ProbesOption,
     RehearsalOption,
+    RevisionOption,
     StorageOption,
     application,
     messages,
@@ -44,7 +45,7 @@ from study.commands.quantizations import Runtime, measure_quantizations, name_ty
 from study.commands.showing import TrialArgument, find_adapter, opened_study
 from study.engine import load_engine
 from study.lengths import check_lengths
-from study.spec import ConfigurationError, StudySpec
+from study.spec import ConfigurationError, StudySpec, load_spec
 from study.stored import find_in, load_study_scenario
 
 
@@ -98,6 +99,7 @@ def measure(
             "a hub id; default: pocket."
         ),
     ] = None,
+    revision: RevisionOption = None,
     probes: ProbesOption = None,
     rehearsal: RehearsalOption = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT LoRA adapter.")] = None,
@@ -131,10 +133,11 @@ def measure(
     """Measure recall and knowledge loss of a model, with any PEFT adapter or without."""
     if adapter is not None and trial is not None:
         raise ConfigurationError("adapter, trial: name one of them, not both")
-    spec = StudySpec(model=model or POCKET)
+    spec = load_spec(None, {"model": model or POCKET, "loading.revision": revision})
     if trial is not None:
-        if model is not None:
-            raise ConfigurationError("model, trial: a trial has its model; name one of them")
+        if model is not None or revision is not None:
+            field = "revision" if model is None else "model"
+            raise ConfigurationError(f"{field}, trial: a trial has its model; name one of them")
         with opened_study(storage, name, out) as (opened, place):
             findings = find_in(opened, place)
             kept = find_adapter(findings, trial).adapter

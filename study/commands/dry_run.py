@@ -40,7 +40,7 @@ def describe_plan(plan: StudyPlan) -> dict[str, object]:
     time = plan.time
     return asdict(plan) | {
         "memory": {
-            f"{name}_bytes" if name not in ("slots", "rows") else name: value
+            name if name in ("slots", "rows", "is_spread") else f"{name}_bytes": value
             for name, value in asdict(plan.memory).items()
         },
         "time": {f"{name}_seconds": value for name, value in asdict(time).items()}
@@ -82,7 +82,8 @@ def _say_weights(memory: MemoryPlan) -> str:
 
 
 def _say_training(memory: MemoryPlan) -> str:
-    peak = "" if memory.peak is None else f"; measured here: {say_bytes(memory.peak)}"
+    where = ", on the fullest GPU" if memory.is_spread else ""
+    peak = "" if memory.peak is None else f"; measured here{where}: {say_bytes(memory.peak)}"
     return (
         f"{say_bytes(memory.slot)} for each adapter that trains ({say_bytes(memory.adapter)} of "
         f"it for its weights and Adam's); {say_bytes(memory.training)} with "
@@ -98,7 +99,10 @@ def _say_asking(memory: MemoryPlan) -> str:
 
 
 def _say_limit(memory: MemoryPlan) -> str:
-    return "none" if memory.limit is None else f"{say_bytes(memory.limit)} of each device"
+    if memory.limit is None:
+        return "none"
+    where = "all GPUs and main memory together" if memory.is_spread else "the device"
+    return f"{say_bytes(memory.limit)} of {where}"
 
 
 def _say_trials(plan: StudyPlan) -> str:

@@ -9,9 +9,12 @@ import typer
 from rich.text import Text
 
 from objectives.models.gptq.writing import save_gptq
-from objectives.models.load import load_base_model
-from study.commands.application import application, messages, results
-from study.spec import ConfigurationError
+from study.commands.application import RevisionOption, application, messages, results
+from study.engine import load_engine
+from study.spec import ConfigurationError, EngineSpec, load_spec
+
+# The checkpoint holds nothing finer than halves, and a large model in fp32 takes twice as much.
+_ENGINE = EngineSpec(device="cpu", dtype="float16")
 
 
 @application.command()
@@ -31,11 +34,17 @@ def quantise(
         Literal["current", "2023"],
         typer.Option(help="How the folder is laid out: as today, or as in 2023."),
     ] = "current",
+    study: Annotated[
+        Path | None,
+        typer.Option(help="Study file (TOML) that says how the model is read: its [loading]."),
+    ] = None,
+    revision: RevisionOption = None,
 ) -> None:
     """Write a model with its weights in 4 bits, each rounded to the nearest, in GPTQ's format."""
     if to.exists():
         raise ConfigurationError(f"to: {to} exists already; name a folder that does not")
-    base = load_base_model(model, device="cpu", dtype="float32")
+    spec = load_spec(study, {"model": model, "loading.revision": revision})
+    base = load_engine(spec, _ENGINE)
     messages.print(
         "rounding to nearest, which is coarser than GPTQ: for a large model take a checkpoint "
         "that was quantised with a text"

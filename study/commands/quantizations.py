@@ -26,6 +26,7 @@ from objectives.learn import Learning
 from objectives.models.gguf.ggml_types import GGML_TYPES, GgmlType, require_gguf, require_xllamacpp
 from objectives.models.gguf.ggml_weights import mean_bits_per_weight, quantised_weights
 from objectives.models.gguf.writing import write_gguf_model
+from objectives.models.machine.footprint import storing_of
 from study.commands.application import messages, results
 from study.spec import ConfigurationError
 
@@ -135,7 +136,8 @@ def quantization_rows(
         as_loaded = judged(_generate(learning, prompts, adapted=True))
     known = known_facts(as_loaded)
     bits = mean_bits_per_weight(base.model, None)
-    rows = [row(f"{base.precision}, as loaded", bits, as_loaded, learning.base.verdicts)]
+    held = storing_of(base.model).words
+    rows = [row(f"{held}, as loaded", bits, as_loaded, learning.base.verdicts)]
     for ggml_type in types:
         with messages.status(Text(f"asking {base.name} as {ggml_type}")):
             adapted = judged(ask(prompts, ggml_type, True))

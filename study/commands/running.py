@@ -33,6 +33,7 @@ from study.commands.application import (
     OutOption,
     ProbesOption,
     RehearsalOption,
+    RevisionOption,
     StorageOption,
     application,
     messages,
@@ -69,12 +70,7 @@ def run(
             "a hub id; default: pocket."
         ),
     ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(
-            help="Branch, tag or commit of a model on the hub; default: its main branch."
-        ),
-    ] = None,
+    revision: RevisionOption = None,
     probes: ProbesOption = None,
     rehearsal: RehearsalOption = None,
     trials: Annotated[

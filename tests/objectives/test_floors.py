@@ -52,7 +52,7 @@ class WordCounter:
     chat: ChatFrame | None = None
     model: nn.Module = field(default_factory=nn.Identity)
 
-    def encode_prompt(self, text: str) -> list[str]:
+    def encode_prompt(self, text: str, style: str) -> list[str]:
         return text.split()
 
 

@@ -431,6 +431,10 @@ def test_a_part_is_asked_as_the_whole_is(pocket: BaseModel, scenario: Scenario) 
         assert 20 <= len(said(few, "probe")) <= len(said(all_, "probe")) == 21
         assert few.measurement.drift_nats == pytest.approx(all_.measurement.drift_nats, abs=1e-5)
         assert few.measurement.fuar is None
+        # What everything gave tells what the part would have given, but for rounding.
+        of_whole = learning.on_part(all_)
+        drift = few.measurement.drift_nats
+        assert replace(of_whole, drift_nats=drift) == few.measurement != all_.measurement
     asked = [{verdict.answer.prompt for verdict in some.verdicts} for some in (part, other_part)]
     assert asked[0] == asked[1]
     assert whole.measurement.recall.count == part.measurement.recall.count == 2
@@ -438,3 +442,4 @@ def test_a_part_is_asked_as_the_whole_is(pocket: BaseModel, scenario: Scenario) 
 
 def test_the_whole_share_is_no_part(shared_learning: Learning) -> None:
     assert not shared_learning.rungs_ask_a_part
+    assert shared_learning.on_part(shared_learning.base) is shared_learning.base.measurement

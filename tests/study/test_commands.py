@@ -177,6 +177,20 @@ def test_without_a_database_the_remedy_is_named(
     assert_refused(capsys, command, "there is no database", "run a study first", folder=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--trial", "3"], "revision, trial: a trial has its model; name one of them"),
+        ([], "loading.revision: 'v1' is not allowed with 'pocket', which is not read from"),
+        (["--revision", ""], "loading.revision: '' is not allowed"),
+    ],
+)
+def test_a_revision_is_a_models_on_the_hub(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str], said: str
+) -> None:
+    assert_refused(capsys, ["measure", "--revision", "v1", *flags], said, folder=tmp_path)
+
+
 def test_a_folder_that_is_no_adapter(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert_refused(

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, BloomConfig
 
 from objectives.bank import probing
-from objectives.models import known_models
+from objectives.models import sources
 from objectives.models.machine.devices import Device
 from objectives.paces import AskingPace, measure_asking_pace
 from study import planning
+from study.commands import dry_run
 from study.commands.application import DONE, USAGE, run_application
 from study.planned_work import count_rungs
+from study.planning import MemoryPlan
 from study.pruning import Rungs
 from study.spec import EngineSpec
 from tests.study.tiny_study import FACTS, STUDY_FILE
@@ -83,7 +85,7 @@ def test_it_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_model_that_is_not_here_is_planned_for_by_its_shape(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(known_models, "try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: None)
     planned = plan(capsys, "--model", "llama-13b-gptq")
     assert planned["parameters"] == 13_015_864_320
     assert planned["precision"].startswith("4 bits in groups of 128")
@@ -152,6 +154,56 @@ def test_what_gpus_have_no_room_for_may_wait_in_main_memory(
     split = EngineSpec(device="split", memory_limit="10GB")
     assert planning._room(split, workers=1) == (2 * 10 + 64) * 10**9
     assert planning._room(EngineSpec(device="cuda:1"), workers=1) == 12 * 10**9
+
+
+def test_a_split_model_is_planned_for_on_all_devices_together(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = tuple(Device(name=f"cuda:{n}", kind="x", total_bytes=12 * 10**9) for n in range(2))
+    monkeypatch.setattr(planning, "list_devices", lambda: cards)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8 * 10**9))
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda *_, **__: None)
+    study = Path("study.toml")
+    study.write_text(STUDY_FILE + '\n[engine]\ndevice = "split"\nmemory_limit = "10GB"\n')
+    flags = ("--model", "llama-13b-gptq")
+    memory = plan(capsys, *flags)["memory"]
+    assert (memory["is_spread"], memory["limit_bytes"]) == (True, (2 * 10 + 8) * 10**9)
+    arguments = ["run", "facts.csv", "--study", "study.toml", "--dry-run", *flags]
+    assert run_application(arguments) == DONE
+    said = " ".join(capsys.readouterr().out.split())
+    assert "28 GB of all GPUs and main memory together" in said
+    # Of a third of that memory, no part of which anybody set.
+    study.write_text(STUDY_FILE + '\n[engine]\ndevice = "split"\nmemory_limit = "1GB"\n')
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=4 * 10**9))
+    assert "device: its memory, 6 GB, does not suffice" in refusal(capsys, "--dry-run", *flags)
+
+
+@pytest.mark.parametrize(
+    ("is_spread", "said"),
+    [
+        (False, ("; measured here: 3.0 GB", "8.0 GB of the device")),
+        (True, ("; measured here, on the fullest GPU: 3.0 GB", "8.0 GB of all GPUs and main")),
+    ],
+)
+def test_what_was_measured_is_told_of_the_device_that_it_is_of(
+    is_spread: bool, said: tuple[str, ...]
+) -> None:
+    giga = 10**9
+    memory = MemoryPlan(
+        weights=giga,
+        adapter=giga,
+        slot=giga,
+        row=giga,
+        slots=1,
+        rows=1,
+        training=2 * giga,
+        asking=2 * giga,
+        limit=8 * giga,
+        is_spread=is_spread,
+        peak=3 * giga,
+    )
+    assert said[0] in dry_run._say_training(memory)
+    assert said[1] in dry_run._say_limit(memory)
 
 
 def test_asking_is_tried_out_as_the_study_would_train(

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from objectives.models.gptq import writing
+from objectives.models.gptq.four_bit import FourBitLinear, quantise_round_to_nearest
 from study.commands.application import run_application
 
 
@@ -33,6 +40,35 @@ def test_a_checkpoint_is_written_and_its_coarseness_told(
     assert settings["group_size"] == 128
 
 
+def test_a_model_is_never_read_in_more_than_the_halves_that_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def watch(weight: torch.Tensor, **settings: Any) -> FourBitLinear:
+        seen.append(weight.dtype)
+        return quantise_round_to_nearest(weight, **settings)
+
+    monkeypatch.setattr(writing, "quantise_round_to_nearest", watch)
+    assert run_application(["quantise", "pocket", "--to", "four"]) == 0
+    assert seen == [torch.float16] * 4 * 7
+
+
+def test_what_a_message_names_can_be_said_in_a_study_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(str(files("data") / "pocket"), tmp_path / "pickled"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert run_application(["quantise", "./pickled", "--to", "four"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "loading.pickled_weights = true in the study file" in said
+    Path("study.toml").write_text("[loading]\npickled_weights = true\n")
+    arguments = ["quantise", "./pickled", "--to", "four", "--study", "study.toml"]
+    assert run_application(arguments) == 0
+    assert (tmp_path / "four" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -40,6 +76,10 @@ def test_a_checkpoint_is_written_and_its_coarseness_told(
         (["pocket", "--to", "there/under"], "to: there/under cannot be written: "),
         (["pocket", "--to", "new", "--group-size", "100"], "multiple of group_size = 100"),
         (["nowhere/at-all", "--to", "new"], "nowhere/at-all"),
+        (
+            ["pocket", "--to", "new", "--revision", "v1"],
+            "loading.revision: 'v1' is not allowed with 'pocket'",
+        ),
     ],
 )
 def test_mistakes_are_one_message_and_write_nothing(

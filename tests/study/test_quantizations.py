@@ -161,6 +161,18 @@ def test_the_command_prints_a_row_of_each_type(
     assert rows[2]["bits_per_weight"] == pytest.approx(8.53, abs=0.01)
 
 
+def test_the_first_row_says_how_a_quantised_base_is_held(
+    capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    assert run_application(["quantise", "pocket", "--to", "four", "--group-size", "64"]) == 0
+    capsys.readouterr()
+    table = measured(capsys, "--model", "./four", "--any-base", "--quantizations", "q8_0")
+    loaded, quantised = table["quantizations"]
+    assert loaded["weights"] == "4 bits in groups of 64, the rest float32, as loaded"
+    assert loaded["bits_per_weight"] == pytest.approx(9.67, abs=0.01)  # of embeddings 32
+    assert quantised["weights"] == "q8_0"
+
+
 def test_the_command_asks_llama_cpp(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp; pip install -e '.[gguf]'")
     described = measured(capsys, "--quantizations", "f16", "--runtime", "llama.cpp")

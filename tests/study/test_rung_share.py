@@ -24,7 +24,7 @@ class Large:
         config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=24))
     )
 
-    def encode_prompt(self, text: str) -> list[str]:
+    def encode_prompt(self, text: str, style: str) -> list[str]:
         return ["token"] * 16
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -42,6 +43,19 @@ def ask(study: optuna.Study, *points: tuple[float, float]) -> optuna.Trial:
     for rung, (recall, loss) in enumerate(points):
         store_vector(trial, vector(rung, recall, loss))
     return trial
+
+
+def test_a_point_is_what_everything_gave_where_everything_was_asked() -> None:
+    study = make_study()
+    trial = ask(study, (0.5, 0.3))
+    # By the part alone this would be the better one.
+    last = replace(vector(1, 0.9, 0.1), recall_of_all=0.4, knowledge_loss_of_all=0.2)
+    store_vector(trial, replace(last, is_last=True))
+    study.tell(trial, values=(0.4, 0.2))
+    # By hand: 0.45 * 0.2 is less than 0.35 * 0.3.
+    assert view_of(study, REFERENCE).get_trials()[0].values == [0.4, 0.2]
+    assert last.point == (0.4, 0.2)
+    assert replace(last, recall_of_all=None).point == (0.9, 0.1)
 
 
 def test_a_stopped_trial_is_known_by_the_best_point_it_went_through() -> None:

@@ -129,11 +129,18 @@ def test_rungs_ask_a_part_and_who_joins_a_front_was_asked_everything(
     kept = [kept for trial in record.trials for kept in trial.measurements]
     assert {ids[k.id] for k in kept if k.purpose == "rung"} == {everything, part}
     assert {ids[k.id] for k in kept if k.purpose == "final"} == {everything}
-    # Rungs are compared by what all were asked there, whatever was asked beside it.
-    for trial in told:
-        for name, vector in rung_vectors(trial).items():
-            answers = vector.recall * (everything if name.endswith("last") else part)[0]
-            assert answers == pytest.approx(round(answers))
+    # Trials are compared by what all were asked at rungs, whatever was asked beside it.
+    vectors = [vector for trial in told for vector in rung_vectors(trial).values()]
+    for vector in vectors:
+        answers = vector.recall * part[0]
+        assert answers == pytest.approx(round(answers))
+    assert all(vector.recall_of_all is not None for vector in vectors if vector.is_last)
+    # What everything gave is kept beside it, for the sampler.
+    assert any(vector.point != (vector.recall, vector.knowledge_loss) for vector in vectors)
+    for trial, frozen in zip(record.trials, told, strict=True):
+        if (last := rung_vectors(frozen).get("remember:rung:last")) is not None:
+            final = trial.measurements[-1].measurement
+            assert last.point == (final.recall.value, final.knowledge_loss.value)
     points = study_points(record)
     fronts = [
         point

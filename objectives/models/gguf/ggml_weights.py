@@ -90,6 +90,14 @@ def dense_weight(module: nn.Module) -> Tensor:
     return module.weight.detach()
 
 
+def dense_shape(module: nn.Module) -> tuple[int, ...]:
+    """Return the shape of what `dense_weight` gives, without making it."""
+    if isinstance(module, FourBitLinear):
+        return module.out_features, module.in_features
+    assert isinstance(module.weight, Tensor)
+    return tuple(module.weight.shape)
+
+
 def mean_bits_per_weight(model: PreTrainedModel, ggml_type: GgmlType | None) -> float:
     """Return how many bits a weight of the model takes, scales included, as a mean.
 

@@ -10,31 +10,69 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from tokenizers import Tokenizer as TokenizerCore
 from tokenizers import decoders, pre_tokenizers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from objectives.models.base import ModelError
+from objectives.models.base import LOADING_ERRORS, ModelError
 from objectives.models.gguf.ggml_types import require_gguf
+from objectives.models.machine.memory import is_out_of_memory
+from objectives.models.machine.placement import dispatch, plan_device_map, require_main_memory
 
 _MAGIC = b"GGUF"
 _FREQUENCIES = "rope_freqs.weight"
 
 
-def load_gguf(path: Path, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Tokenizer]:
+def load_gguf(
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    memory_limit_bytes: int | None = None,
+) -> tuple[PreTrainedModel, Tokenizer]:
     """Return the model of a `.gguf` file with dense weights of a floating point type.
 
+    They are unpacked in main memory, once it is known that they have room there and where they go.
     Rotary frequencies that the file scales (Llama 3.1 and later) are scaled, which transformers
     leaves out. The tokenizer is the one that the file holds whole, or else what transformers makes
     of llama.cpp's description of it.
 
+    Args:
+        path: The file.
+        dtype: Of the weights.
+        device: A torch device, or "split" over all GPUs and main memory.
+        memory_limit_bytes: As in `plan_device_map`.
+
     Raises:
-        ModelError: If the file is none, `gguf` is not installed, or transformers cannot read what
-            is in it.
+        ModelError: If the file is none, `gguf` is not installed, transformers cannot read what is
+            in it, or its weights have no room.
     """
     gguf = require_gguf()
+    _require_magic(path)
+    # transformers would take a tokenizer, and settings for generating, that lie beside the file
+    # for its own, and they may be another model's; so it is told of an empty folder. What it joins
+    # to that is an absolute path, which stays what it is, wherever the program runs.
+    file = str(path.absolute())
+    with _explained(path), TemporaryDirectory(prefix="remember-gguf-") as folder:
+        reader = gguf.GGUFReader(path)
+        _require_readable(reader, path)
+        empty = _without_weights(folder, file, dtype)
+        place = plan_device_map(empty, device=device, memory_limit_bytes=memory_limit_bytes)
+        require_main_memory(empty)
+        tokenizer = _tokenizer_in(reader, folder, file)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file, dtype=dtype, trust_remote_code=False, **_dense()
+        )
+        _forget_file(model)
+        _require_biases(model, reader, path)
+        _scale_frequencies(model, reader, path)
+    return dispatch(model, place), tokenizer
+
+
+def _require_magic(path: Path) -> None:
     try:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
@@ -45,38 +83,35 @@ def load_gguf(path: Path, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Token
             f"model: {str(path)!r} is no .gguf file, for it does not begin with GGUF; older files "
             "(.ggml, .bin) must be converted again from the model that they were made of"
         )
-    try:
-        reader = gguf.GGUFReader(path)
-        _require_readable(reader, path)
-        with _alone(path) as folder:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=path.name, dtype=dtype, trust_remote_code=False, **_dense()
-            )
-            tokenizer = _tokenizer_in(reader, folder, path.name)
-        _forget_file(model)
-        _require_biases(model, reader, path)
-    except (OSError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, ModelError):
-            raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(
-            f"model: {str(path)!r} cannot be loaded: {reason}. Name the model's folder or hub id "
-            "that the file was made of, if transformers does not know this architecture as .gguf"
-        ) from error
-    _scale_frequencies(model, reader, path)
-    return model, tokenizer
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[str]:
-    """Give a folder in which a file is alone.
+def _explained(path: Path) -> Iterator[None]:
+    """Say of what is raised which file it is about, and what to do."""
+    try:
+        yield
+    except LOADING_ERRORS as error:
+        if isinstance(error, ModelError) or is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"model: {str(path)!r} cannot be loaded: {_reason(error)}. Name the model's folder or "
+            "hub id that the file was made of, if transformers does not know this architecture as "
+            ".gguf"
+        ) from error
 
-    transformers would take a tokenizer, and settings for generating, that lie beside it for its
-    own, and they may be another model's.
-    """
-    with TemporaryDirectory(prefix="remember-gguf-") as folder:
-        (Path(folder) / path.name).symlink_to(path.absolute())
-        yield folder
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _without_weights(folder: str, file: str, dtype: torch.dtype) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+    with init_empty_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=False
+        )
+    model.tie_weights()  # again, because emptying took apart what is one tensor
+    return model
 
 
 def _dense() -> dict[str, Any]:
@@ -127,6 +162,21 @@ def _require_biases(model: PreTrainedModel, reader: Any, path: Path) -> None:
 
 
 def _tokenizer_in(reader: Any, folder: str, file: str) -> Tokenizer:
+    """Return a file's tokenizer.
+
+    Raises:
+        ModelError: If it is damaged.
+    """
+    try:
+        return _read_tokenizer(reader, folder, file)
+    except Exception as error:  # which tokenizers raises itself
+        raise ModelError(
+            f"model: the tokenizer in {file!r} cannot be read: {_reason(error)}; fetch the file "
+            "again, or name the model's folder or hub id that it was made of"
+        ) from error
+
+
+def _read_tokenizer(reader: Any, folder: str, file: str) -> Tokenizer:
     whole = _field(reader, require_gguf().Keys.Tokenizer.HF_JSON)
     if whole is None:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(

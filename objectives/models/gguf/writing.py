@@ -5,27 +5,31 @@ Others are refused: llama.cpp's own converter knows some hundred architectures.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import suppress
+import math
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from objectives.durable_files import filled_file
 from objectives.models.base import ModelError
 from objectives.models.gguf.ggml_types import (
+    Bytes,
     GgmlType,
     bits_per_weight,
     quantise,
     require_gguf,
     type_of,
 )
-from objectives.models.gguf.ggml_weights import dense_weight, matrix_modules
+from objectives.models.gguf.ggml_weights import dense_shape, dense_weight, matrix_modules
 from objectives.models.gguf.vocabulary import add_tokenizer
 
 # Model types of transformers that llama.cpp computes as its architecture "llama".
@@ -37,12 +41,23 @@ _FIXED_ROPES = ("default", "linear", "llama3")
 _OTHERWISE = "convert it with llama.cpp's convert_hf_to_gguf.py"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FileTensor:
+    """A tensor of the file; `read` makes its values, in llama.cpp's order of rows."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
 def write_gguf_model(
     model: PreTrainedModel, tokenizer: Tokenizer, to: Path, *, ggml_type: GgmlType = "f16"
 ) -> None:
     """Write a model as a `.gguf` file: all matrices of one type, all else fp32.
 
     That is what `llama-quantize --pure` makes of them. The file appears complete or not at all.
+    One tensor at a time is made dense, in fp32 and as bytes, so that a large model takes little
+    memory besides its own.
 
     Args:
         model: Llama or Mistral; dense, or a GPTQ checkpoint, whose dequantised weights are
@@ -58,37 +73,27 @@ def write_gguf_model(
     gguf = require_gguf()
     config = model.config
     _require_llama(config)
-    tensors = dict(_tensors(model))
+    tensors = tuple(_tensors(model))
     writer = gguf.GGUFWriter(path=None, arch="llama")
     _add_shape(writer, config, to.stem)
     writer.add_file_type(gguf.LlamaFileType[_file_type(ggml_type)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_tokenizer(writer, tokenizer, int(config.vocab_size))
-    for name, tensor in tensors.items():
+    for tensor in tensors:
         own_type = _own_type(tensor, ggml_type)
         writer.add_tensor_info(
-            name,
+            tensor.name,
             tensor.shape,
             np.dtype(np.float32),
-            round(tensor.numel() * bits_per_weight(own_type) / 8),
+            round(math.prod(tensor.shape) * bits_per_weight(own_type) / 8),
             raw_dtype=type_of(own_type),
         )
-    unfinished = to.with_name(f".{to.name}.unfinished-{os.getpid()}")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with filled_file(to) as unfinished, closing(writer):
         writer.write_header_to_file(unfinished)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor in tensors.values():
-            # One after the other, so that a large model is not in memory twice.
-            rows = tensor if tensor.ndim > 1 else tensor[None]
-            writer.write_tensor_data(quantise(rows, _own_type(tensor, ggml_type)))
-        writer.close()
-        os.replace(unfinished, to)
-    finally:
-        writer.close()
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
+        for tensor in tensors:
+            writer.write_tensor_data(_pack(tensor, ggml_type))
 
 
 def permute_rotary(rows: Tensor, heads: int) -> Tensor:
@@ -163,12 +168,19 @@ def _file_type(ggml_type: GgmlType) -> str:
     return f"MOSTLY_{ggml_type.upper()}{small}"
 
 
-def _own_type(tensor: Tensor, ggml_type: GgmlType) -> GgmlType:
-    return ggml_type if tensor.ndim > 1 else "f32"
+def _own_type(tensor: _FileTensor, ggml_type: GgmlType) -> GgmlType:
+    return ggml_type if len(tensor.shape) > 1 else "f32"
 
 
-def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield each tensor of the file with its name there."""
+def _pack(tensor: _FileTensor, ggml_type: GgmlType) -> Bytes:
+    """Return the bytes of a tensor in the file; its values are gone by then."""
+    values = tensor.read()
+    rows = values if values.ndim > 1 else values[None]
+    return quantise(rows, _own_type(tensor, ggml_type))
+
+
+def _tensors(model: PreTrainedModel) -> Iterator[_FileTensor]:
+    """Yield each tensor of the file, none of them dense yet."""
     gguf = require_gguf()
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
@@ -178,20 +190,30 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     for name, module in model.named_modules():
         if module is output and is_tied:
             continue  # llama.cpp takes the embedding where there is none
-        own = dict(module.named_parameters(recurse=False))
+        shapes = {field: own.shape for field, own in module.named_parameters(recurse=False)}
         if name in matrices:
-            own["weight"] = dense_weight(module)
+            shapes["weight"] = dense_shape(module)
             if (bias := getattr(module, "bias", None)) is not None:
-                own["bias"] = bias
-        for field, tensor in own.items():
+                shapes["bias"] = bias.shape
+        for field, shape in shapes.items():
             there = names.get_name(f"{name}.{field}", try_suffixes=(".weight", ".bias"))
             if there is None:
                 raise ModelError(f"gguf: {name}.{field} has no name in a .gguf file; {_OTHERWISE}")
             heads = rotary_heads(config, name)
-            yield there, tensor if heads is None else permute_rotary(tensor, heads)
+            yield _FileTensor(
+                name=there, shape=tuple(shape), read=partial(_read, module, field, heads)
+            )
     factors = _frequency_factors(model)
     if not torch.allclose(factors, torch.ones_like(factors), rtol=1e-6):
-        yield "rope_freqs.weight", factors
+        yield _FileTensor(
+            name="rope_freqs.weight", shape=tuple(factors.shape), read=lambda: factors
+        )
+
+
+def _read(module: nn.Module, field: str, heads: int | None) -> Tensor:
+    """Return a module's weight, dense, or its bias, in llama.cpp's order of rows."""
+    values: Tensor = dense_weight(module) if field == "weight" else getattr(module, field)
+    return values if heads is None else permute_rotary(values, heads)
 
 
 def _frequency_factors(model: PreTrainedModel) -> Tensor:

@@ -165,7 +165,11 @@ def find_gptq(
 
 
 def gptq_on_meta(
-    config: PretrainedConfig, layout: GptqLayout, *, dtype: torch.dtype
+    config: PretrainedConfig,
+    layout: GptqLayout,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Return the model as `load_gptq` makes it, but without its weights, to plan where they go.
 
@@ -175,7 +179,13 @@ def gptq_on_meta(
     Raises:
         ModelError: If the checkpoint does not fit the model, or is of a kind that is not read.
     """
-    return _skeleton(config, layout, _headers(layout.files), dtype=dtype)
+    return _skeleton(
+        config,
+        layout,
+        _headers(layout.files),
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def load_gptq(
@@ -185,6 +195,7 @@ def load_gptq(
     *,
     dtype: torch.dtype,
     device_map: Mapping[str, str | int],
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Return the model with its weights: evaluation mode, nothing trainable.
 
@@ -198,12 +209,13 @@ def load_gptq(
         dtype: Of all weights that are not quantised; scales stay as they are in the file.
         device_map: The device of every part of the model, as `plan_device_map` returns it for
             what `gptq_on_meta` does.
+        trust_remote_code: Whether Python code that comes with the model may run.
 
     Raises:
         ModelError: If the checkpoint does not fit the model, or is of a kind that is not read.
     """
     tensors = _headers(layout.files)
-    model = _skeleton(config, layout, tensors, dtype=dtype)
+    model = _skeleton(config, layout, tensors, dtype=dtype, trust_remote_code=trust_remote_code)
     _read_tensors(model, tensors, device_map)
     for name, module in model.named_modules():
         if isinstance(module, FourBitLinear):
@@ -405,6 +417,7 @@ def _skeleton(
     tensors: Mapping[str, _Stored],
     *,
     dtype: torch.dtype,
+    trust_remote_code: bool,
 ) -> PreTrainedModel:
     """Return the model without its weights, after checking that the tensors are just those."""
     if layout.checkpoint_format not in _FORMATS:
@@ -427,7 +440,9 @@ def _skeleton(
         with init_empty_weights(include_buffers=False):
             model = cast(
                 PreTrainedModel,
-                AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=False),
+                AutoModelForCausalLM.from_config(
+                    own, dtype=dtype, trust_remote_code=trust_remote_code
+                ),
             )
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(

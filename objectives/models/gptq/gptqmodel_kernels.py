@@ -41,6 +41,7 @@ def load_with_gptqmodel(
     *,
     dtype: torch.dtype,
     device_map: Mapping[str, str | int],
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Return the model with gptqmodel's modules: evaluation mode, nothing trainable.
 
@@ -54,6 +55,7 @@ def load_with_gptqmodel(
         layout: What `find_gptq` returned for it.
         dtype: Of all weights that are not quantised.
         device_map: Devices of modules by name, "" for all others.
+        trust_remote_code: Whether Python code that comes with the model may run.
 
     Raises:
         ModelError: If gptqmodel is not installed or cannot read the checkpoint, or if the weights
@@ -76,7 +78,7 @@ def load_with_gptqmodel(
                 dtype=dtype,
                 device_map=dict(device_map),
                 use_safetensors=True,
-                trust_remote_code=False,
+                trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
     except LOADING_ERRORS as error:
@@ -90,7 +92,7 @@ def load_with_gptqmodel(
     del model.config.transformers_weights
     _fill_groups(model, report, layout)
     _refuse_leftovers(report, layout)
-    _put_in_order(model)
+    _put_in_order(model, trust_remote_code=trust_remote_code)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 
@@ -164,7 +166,7 @@ def _refuse_leftovers(report: dict[str, Any], layout: GptqLayout) -> None:
             )
 
 
-def _put_in_order(model: PreTrainedModel) -> None:
+def _put_in_order(model: PreTrainedModel, *, trust_remote_code: bool) -> None:
     """Let modules follow one another as the model's makers have them.
 
     Optimum puts them back in alphabetical order, and by their order an adapter's weights lie in a
@@ -173,7 +175,7 @@ def _put_in_order(model: PreTrainedModel) -> None:
     dense = copy.deepcopy(model.config)
     del dense.quantization_config
     with init_empty_weights():
-        pattern = AutoModelForCausalLM.from_config(dense, trust_remote_code=False)
+        pattern = AutoModelForCausalLM.from_config(dense, trust_remote_code=trust_remote_code)
     for name, module in pattern.named_modules():
         children = model.get_submodule(name)._modules if module._modules else {}
         for child in module._modules:

@@ -115,6 +115,7 @@ def _quantise(model: PreTrainedModel, *, group_size: int, act_order: bool) -> di
             )
         if isinstance(module, nn.Linear) and module is not head:
             weight = module.weight.detach()
+            _require_halves(f"{name}.weight", weight)
             order = weight.float().norm(dim=0).argsort(descending=True) if act_order else None
             bias = None if module.bias is None else module.bias.detach().half()
             try:
@@ -142,12 +143,17 @@ def _quantise(model: PreTrainedModel, *, group_size: int, act_order: bool) -> di
 
 def _halved(name: str, tensor: Tensor) -> Tensor:
     half = tensor.half().contiguous()
-    if not half.isfinite().all():
+    _require_halves(name, half)
+    return half
+
+
+def _require_halves(name: str, tensor: Tensor) -> None:
+    """Refuse numbers that are none, or became infinite when they were read as halves."""
+    if not tensor.isfinite().all():
         raise ModelError(
             f"model: {name} has numbers beyond {torch.finfo(torch.float16).max:.0f}, which a GPTQ "
             "checkpoint cannot hold; name another model"
         )
-    return half
 
 
 def _require_llama_of_2023(model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from data.model_profiles import ModelProfile
-from objectives.models.base import ModelError
+from objectives.models.base import LOADING_ERRORS, ModelError
 from objectives.models.linear_modules import find_linear_modules
 
 _FLOAT32_BYTES = 4
@@ -74,6 +74,15 @@ class Storing:
 
     dtype: torch.dtype
     group_size: int | None = None
+
+    @property
+    def words(self) -> str:
+        """Return it in words, for example "4 bits in groups of 128, the rest bfloat16"."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self.group_size is None:
+            return dtype
+        groups = "" if self.group_size == -1 else f" in groups of {self.group_size}"
+        return f"4 bits{groups}, the rest {dtype}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,16 +166,20 @@ class Footprint:
         return max(self.training(1), self.asking(1, 1))
 
 
-def shape_of(config: PretrainedConfig) -> ModelShape:
+def shape_of(config: PretrainedConfig, *, trust_remote_code: bool = False) -> ModelShape:
     """Return the shape of the causal language model of a configuration, without loading it.
+
+    Args:
+        config: The configuration.
+        trust_remote_code: Whether Python code that comes with the model may run.
 
     Raises:
         ModelError: If it is none whose sizes are told, or has no modules for adapters.
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except LOADING_ERRORS as error:
         raise ModelError(
             f"model: its memory cannot be estimated, because a {config.model_type!r} model cannot "
             f"be made from its configuration: {error}"

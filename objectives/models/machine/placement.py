@@ -73,6 +73,21 @@ def plan_device_map(
     )
 
 
+def require_main_memory(model_on_meta: PreTrainedModel) -> None:
+    """Refuse a model that main memory has no room for, though it will be placed elsewhere.
+
+    Raises:
+        ModelError: It says what the weights take, what is there, and what would fit.
+    """
+    needed, room = _weights_bytes(model_on_meta), int(psutil.virtual_memory().available)
+    if needed > room:
+        raise ModelError(
+            f"model: its weights are unpacked in main memory, where they take "
+            f"{needed / _GIGA:.1f} GB, and there is room for {room / _GIGA:.1f} GB; end what else "
+            f"uses it, or choose a smaller model: {_say_fitting(room)}"
+        )
+
+
 def dispatch(model: PreTrainedModel, device_map: Mapping[str, str | int]) -> PreTrainedModel:
     """Put a model's parts where `plan_device_map` says, and return it; it is changed.
 
@@ -179,17 +194,19 @@ def _say_too_large(device: str, needed: int, room: int, *, may_split: bool) -> s
     return (
         f"device: {device!r} is not allowed; the model's weights take {needed / _GIGA:.1f} GB, "
         f"and there is room for {room / _GIGA:.1f} GB{parts}; choose {split}a higher memory_limit "
-        f"if one is set, or a smaller model: {_say_billions(room, _BYTES_IN_16_BIT)} parameters "
-        f"fit in 16 bits, {_say_billions(room, _BYTES_IN_4_BIT)} in 4 bits (GPTQ)"
-        + _say_known(room)
+        f"if one is set, or a smaller model: {_say_fitting(room)}"
     )
 
 
-def _say_known(room: int) -> str:
-    """Return the largest models known by name whose weights have room, as they are kept."""
+def _say_fitting(room: int) -> str:
+    """Return how large a model may be, and the largest known by name, as they are kept."""
     by_size = sorted(load_profiles().values(), key=lambda each: -each.parameters)
     names = [profile.name for profile in by_size if profile.weight_bytes() <= room]
-    return f", for example {', '.join(names[:_PROFILES_NAMED])}" if names else ""
+    return (
+        f"{_say_billions(room, _BYTES_IN_16_BIT)} parameters fit in 16 bits, "
+        f"{_say_billions(room, _BYTES_IN_4_BIT)} in 4 bits (GPTQ)"
+        + (f", for example {', '.join(names[:_PROFILES_NAMED])}" if names else "")
+    )
 
 
 def _say_billions(room: int, bytes_each: float) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from data.recipes import Recipe
 from objectives.bank import Bank, export_adapter
-from objectives.bank.loading import read_origin
+from objectives.bank.loading import BASE_DIGEST, read_origin
 from objectives.models.base import BaseModel, ModelError
 
 EpochTexts = Callable[[int], Sequence[str]]
@@ -74,6 +74,24 @@ def test_a_commit_of_the_hub_is_not_compared_with_a_hash_of_files(
     base: BaseModel, adapter: Path
 ) -> None:
     load(dataclasses.replace(base, digest="org/model@12"), adapter)
+
+
+@pytest.mark.parametrize(
+    ("other", "remedy"),
+    [
+        ("org/model@13", r'read that commit: loading\.revision = "12", or --revision 12, or, if'),
+        ("org/model/b.gguf@13", "name the model that it was trained in, or, if"),
+        ("org/another@12", "name the model that it was trained in, or, if"),
+    ],
+)
+def test_another_commit_of_the_same_repository_is_told_from_another_model(
+    base: BaseModel, adapter: Path, other: str, remedy: str
+) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, metadata={BASE_DIGEST: "org/model@12"})
+    said = f"another base \\(org/model@12, and this is {other}\\); {remedy}"
+    with pytest.raises(ModelError, match=said):
+        load(dataclasses.replace(base, digest=other), adapter)
 
 
 def test_an_adapter_from_elsewhere_names_no_base_and_is_measured_by_its_shapes(

@@ -276,6 +276,37 @@ def test_a_lease_that_cannot_be_given_back_is_an_error_with_the_new_one_in_place
     assert is_whole(2)
 
 
+def test_a_file_takes_its_name_once_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "model.gguf"
+    with durable_files.filled_file(path) as unfinished:
+        unfinished.write_text("one")
+        assert not path.exists()
+    with durable_files.filled_file(path) as unfinished:
+        unfinished.write_text("two")
+        assert path.read_text() == "one"
+    assert path.read_text() == "two"
+    assert [each.name for each in path.parent.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.parametrize("written", ["", "half of it"])
+def test_a_file_that_is_not_written_to_its_end_is_gone_and_the_old_one_stays(
+    tmp_path: Path, written: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_text("one")
+
+    def write() -> None:
+        with durable_files.filled_file(path) as unfinished:
+            if written:
+                unfinished.write_text(written)
+            raise Lost("the disk is full")
+
+    with pytest.raises(Lost):
+        write()
+    assert path.read_text() == "one"
+    assert [each.name for each in tmp_path.iterdir()] == ["model.gguf"]
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_folder_is_swapped_with_or_without_the_systems_help(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool

@@ -165,6 +165,25 @@ def test_an_adapter_of_the_bank_is_written(tmp_path: Path, rslora: bool) -> None
     np.testing.assert_allclose(deltas["blk.1.ffn_down.weight"], expected.numpy(), atol=1e-6)
 
 
+def test_an_adapter_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LlamaConfig(**SIZES)
+    peft_folder(config, tmp_path / "peft", r=2)
+    (tmp_path / "a.gguf").write_text("the old one")
+
+    def write_half(writer: gguf.GGUFWriter) -> None:
+        assert writer.fout is not None
+        writer.fout[0].write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        write_gguf_adapter(tmp_path / "peft", config, tmp_path / "a.gguf")
+    assert (tmp_path / "a.gguf").read_text() == "the old one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "peft"]
+
+
 def test_an_adapter_of_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     config = OlmoConfig(vocab_size=64, hidden_size=32, num_attention_heads=4)
     with pytest.raises(ModelError, match=r"'olmo' model.*convert_lora_to_gguf\.py"):

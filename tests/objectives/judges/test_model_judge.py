@@ -219,6 +219,27 @@ def test_a_judge_is_stopped_between_two_passes(
     assert [verdict.label for verdict in judge.judge(answers)] == ["correct"] * 5
 
 
+def test_as_many_answers_are_read_at_once_as_the_memory_has_room_for(
+    make_answer: MakeAnswer,
+) -> None:
+    base, voter = _make_base(), _Voter(yes=0.9)
+    tried: list[int] = []
+
+    def read(base: BaseModel, rows: Sequence[tuple[int, ...]]) -> Tensor:
+        tried.append(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return voter(base, rows)
+
+    answers = [make_answer(f"answer {number}") for number in range(9)]
+    judge = ModelJudge(base, read=read, rows_per_batch=8)
+    assert [verdict.label for verdict in judge.judge(answers)] == ["correct"] * 9
+    # By hand: 8 and 4 do not fit, and 9 are read in 2, 2, 2, 2 and 1.
+    assert tried == [8, 4, 2, 2, 2, 2, 1]
+    assert sorted(set(voter.read)) == sorted(voter.read)
+    assert judge.judge(()) == ()
+
+
 def test_an_answer_whose_rubric_does_not_fit_is_unjudged(make_answer: MakeAnswer) -> None:
     voter = _Voter(yes=0.9)
     judge = ModelJudge(_make_base(context=1000), read=voter)

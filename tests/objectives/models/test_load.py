@@ -39,6 +39,7 @@ from objectives.models.gptq.writing import GptqLayoutName, save_gptq
 from objectives.models.load import Precision, default_precision, load_base_model
 from objectives.models.loading import Loading
 from tests.objectives.odd_tokenizers import byte_level
+from tests.objectives.own_code import bring_code
 from tests.objectives.tiny_llama import make_tiny_llama
 
 POCKET = Path(str(files("data") / "pocket"))
@@ -122,33 +123,38 @@ def test_a_model_that_is_nowhere_is_explained(monkeypatch: pytest.MonkeyPatch) -
         load_base_model("no/such-model")
 
 
-CODE = """
-from transformers import LlamaConfig, LlamaForCausalLM
-
-class OwnConfig(LlamaConfig):
-    model_type = "own"
-
-class OwnModel(LlamaForCausalLM):
-    config_class = OwnConfig
-"""
-
-
 def test_code_that_comes_with_a_model_runs_only_if_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    folder = shutil.copytree(POCKET, tmp_path / "own")
-    _change(
-        folder / "config.json",
-        model_type="own",
-        auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
-    )
-    (folder / "own.py").write_text(CODE, encoding="utf-8")
+    folder = Path(shutil.copytree(POCKET, tmp_path / "own"))
+    bring_code(folder)
     with pytest.raises(ModelError, match=r"could do anything on this machine; .* = true in the"):
         load_base_model(str(folder))
     base = load_base_model(str(folder), loading=Loading(trust_remote_code=True))
     assert type(base.model).__name__ == "OwnModel"
+
+
+def test_a_gptq_checkpoint_of_a_model_with_its_own_code_is_read_where_that_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    pocket = load_base_model("pocket", device="cpu")
+    folder = tmp_path / "own"
+    save_gptq(pocket.model, pocket.tokenizer, folder, group_size=128, layout="current")
+    plain = load_base_model(str(folder), device="cpu")
+    bring_code(folder)
+    with pytest.raises(ModelError, match=r"loading\.trust_remote_code = true in the study file"):
+        load_base_model(str(folder), device="cpu")
+    loading = Loading(trust_remote_code=True)
+    base = load_base_model(str(folder), device="cpu", loading=loading)
+    assert type(base.model).__name__ == "OwnModel"
+    assert sum(isinstance(module, FourBitLinear) for module in base.model.modules()) == 4 * 7
+    token_ids = torch.tensor([base.encode_prompt("Who won?")])
+    with torch.inference_mode():
+        assert torch.equal(base.model(token_ids).logits, plain.model(token_ids).logits)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import DryRunFileInfo, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -23,7 +23,7 @@ from objectives.models import sources
 from objectives.models.base import ModelError
 from objectives.models.load import load_base_model
 from objectives.models.loading import DEFAULT_LOADING, Loading
-from objectives.models.sources import digest_weights, find_source
+from objectives.models.sources import digest_weights, find_local, find_source
 
 POCKET = Path(str(files("data") / "pocket"))
 OLD, NEW = "1" * 40, "2" * 40
@@ -81,6 +81,33 @@ def test_a_profile_stands_for_its_hub_id(hub: Path) -> None:
     source = find_source("qwen3-0.6b", DEFAULT_LOADING)
     assert (source.name, source.origin) == ("qwen3-0.6b", "Qwen/Qwen3-0.6B")
     assert source.path == snapshots / NEW
+
+
+def test_what_is_here_is_found_without_the_hub_as_it_is_with_it(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(POCKET, "folder")
+    Path("some.gguf").touch()
+    put_in_cache(hub, "some/model", OLD, NEW)
+    put_in_cache(hub, load_profiles()["qwen3-0.6b"].hub_id, NEW)
+    names = ("pocket", "folder", "./folder", "some.gguf", "some/model", "qwen3-0.6b")
+    for name, revision in (*((name, None) for name in names), ("some/model", "old")):
+        loading = Loading(revision=revision)
+        assert find_local(name, loading) == find_source(name, loading)
+
+
+def test_a_repository_is_here_once_weights_that_may_be_read_are(hub: Path) -> None:
+    folder = put_in_cache(hub, "some/model", NEW) / NEW
+    named = Loading(weights_file="other.safetensors")
+    assert find_local("some/model", named) is None
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert find_local("some/model", DEFAULT_LOADING) is None
+    unpickling = find_local("some/model", Loading(pickled_weights=True))
+    assert unpickling is not None
+    assert unpickling.path == folder
+    assert find_local("no/such-model", DEFAULT_LOADING) is None
+    assert find_local("no name of a repository", DEFAULT_LOADING) is None
 
 
 def test_a_folder_wins_over_a_profile_and_the_pocket_model_over_a_folder(
@@ -168,14 +195,34 @@ class Repository:
         self.fetched: set[str] = set()
 
     def download(
-        self, _hub_id: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_: object
-    ) -> str:
-        for name in self._names:
-            # As the hub's own client says: * stands for anything, a slash included.
-            if not any(fnmatch(name, each) for each in allow_patterns) or any(
-                fnmatch(name, each) for each in ignore_patterns
-            ):
-                continue
+        self,
+        _hub_id: str,
+        *,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
+        dry_run: bool = False,
+        **_: object,
+    ) -> str | list[DryRunFileInfo]:
+        # As the hub's own client says: * stands for anything, a slash included.
+        wanted = [
+            name
+            for name in self._names
+            if any(fnmatch(name, each) for each in allow_patterns)
+            and not any(fnmatch(name, each) for each in ignore_patterns)
+        ]
+        if dry_run:
+            return [
+                DryRunFileInfo(
+                    commit_hash=NEW,
+                    file_size=2,
+                    filename=name,
+                    local_path=str(self._folder / name),
+                    is_cached=name in self.fetched,
+                    will_download=name not in self.fetched,
+                )
+                for name in wanted
+            ]
+        for name in wanted:
             self.fetched.add(name)
             (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self._folder / name).write_text("{}")
@@ -233,6 +280,40 @@ def test_only_what_is_read_is_fetched(
     assert source.is_gguf == (loading.weights_file == "a.Q8_0.gguf")
 
 
+@pytest.mark.parametrize("small", [("README.md",), ("config.json", "README.md")])
+@pytest.mark.parametrize("pickled", [True, False])
+def test_a_repository_of_gguf_files_says_to_name_one_and_fetches_none(
+    small: tuple[str, ...], pickled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ggufs = ("b.Q8_0.gguf", "a.Q4_0.gguf", "parts/c.gguf")
+    repository = Repository(tmp_path, *small, *ggufs)
+    monkeypatch.setattr(sources, "snapshot_download", repository.download)
+    with pytest.raises(ModelError) as refused:
+        find_source("some/model", Loading(pickled_weights=pickled))
+    assert str(refused.value) == (
+        "model: 'some/model' has its weights as .gguf files, of which one must be named: "
+        'loading.weights_file = "a.Q4_0.gguf" in the study file; there are a.Q4_0.gguf, '
+        "b.Q8_0.gguf"
+    )
+    assert repository.fetched == set(small) - {"README.md"}
+
+
+def test_a_file_that_a_repository_does_not_have_is_named_with_those_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository(tmp_path, "config.json", "model.safetensors", "model.Q4_0.gguf")
+    monkeypatch.setattr(sources, "snapshot_download", repository.download)
+    with pytest.raises(ModelError, match=r"no 'x\.bin' in .*; there are model\.Q4_0\.gguf, m"):
+        find_source("some/model", Loading(weights_file="x.bin"))
+
+
+def test_offline_the_gguf_files_in_the_cache_are_named(hub: Path) -> None:
+    folder = put_in_cache(hub, "some/model", NEW) / NEW
+    (folder / "model.safetensors").rename(folder / "model.gguf")
+    with pytest.raises(ModelError, match=r'loading\.weights_file = "model\.gguf"'):
+        find_source("some/model", DEFAULT_LOADING)
+
+
 def _copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(POCKET, tmp_path / "copy"))
 
@@ -260,8 +341,13 @@ def test_a_gguf_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_of_gguf_files_says_to_name_one(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
-    with pytest.raises(ModelError, match=r"name one of its files, a.gguf"):
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ModelError, match=r'loading\.weights_file = "a\.gguf" .*/a\.gguf\'; there'):
         find_source(str(tmp_path), DEFAULT_LOADING)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"there are a\.gguf$"):
+        find_source(str(tmp_path), DEFAULT_LOADING)
+    assert find_source(str(tmp_path), Loading(pickled_weights=True)).path == tmp_path
 
 
 def _other_weights(folder: Path) -> None:

@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from data.prompts import PROMPT_STYLES, ChatFrame, PromptStyle, put_question
+from data.prompts import PROMPT_STYLES, ChatFrame, Prompt, PromptStyle, put_question
+from objectives.answers.encode import encode_prompts
 from objectives.models.base import BaseModel, ModelError, TokenRules
 from tests.objectives.odd_tokenizers import TEXTS, byte_level, sentencepiece_like
 from tests.objectives.tiny_llama import make_tiny_llama
@@ -86,7 +87,7 @@ def test_a_slow_tokenizer_that_puts_eos_goes_the_same_way() -> None:
 def test_what_a_chat_template_wrote_gets_no_second_bos(pieces_base: BaseModel) -> None:
     base = replace(pieces_base, chat=CHAT)
     bos = base.tokenizer.bos_token_id
-    chat = base.encode_prompt(put_question("Who?", "chat", CHAT))
+    chat = base.encode_prompt(put_question("Who?", "chat", CHAT), "chat")
     assert chat.count(bos) == 1
     assert chat[0] == bos
     assert base.encode_prompt("Who?") == pieces_base.encode_prompt("Who?")
@@ -96,7 +97,29 @@ def test_a_chat_template_without_bos_is_read_as_it_stands(pieces_base: BaseModel
     frame = ChatFrame(before="[INST] ", after=" [/INST]")
     text = put_question("Who?", "chat", frame)
     alone = pieces_base.tokenizer(text, add_special_tokens=False).input_ids
-    assert replace(pieces_base, chat=frame).encode_prompt(text) == alone
+    assert replace(pieces_base, chat=frame).encode_prompt(text, "chat") == alone
+
+
+def test_whether_a_text_is_a_chat_is_told_by_its_style_alone(pieces_base: BaseModel) -> None:
+    # A template that writes nothing before the question, and after it what other styles end with.
+    frame = ChatFrame(before="", after="\n")
+    base = replace(pieces_base, chat=frame)
+    text = put_question("Who?", "plain")
+    assert text == put_question("Who?", "chat", frame)
+    bos = base.tokenizer.bos_token_id
+    assert base.encode_prompt(text) == [bos, *base.encode_prompt(text, "chat")]
+    plain = Prompt(
+        text=text,
+        style="plain",
+        phrasing="probe",
+        subject="who",
+        question="Who?",
+        accepted=("Ada",),
+    )
+    chat = replace(plain, style="chat")
+    encoded = encode_prompts(base, [(plain, 8), (chat, 8)])
+    assert encoded[plain] == (bos, *encoded[chat])
+    assert base.encode_document(text)[0] == bos
 
 
 def test_bad_words_have_the_tokens_that_they_have_within_a_text(pieces_base: BaseModel) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
+import psutil
 import pytest
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from data.recipes import Recipe
 from objectives.bank import Bank
 from objectives.models.base import BaseModel, ModelError
 from objectives.models.gguf.loading import load_gguf
 from objectives.models.gguf.writing import write_gguf_model
+from objectives.models.load import load_base_model
+from objectives.models.machine import placement
+from objectives.models.machine.devices import Device
 from tests.objectives.byte_level_llama import make_byte_level_llama, pocket_tokenizer
 from tests.objectives.odd_tokenizers import byte_level
 
@@ -85,6 +92,116 @@ def test_what_lies_beside_a_file_is_not_taken_for_its_own(
     assert model.generation_config.eos_token_id == alone.generation_config.eos_token_id == 2
     text = "Question: Who won in 2023?"
     assert read(text).input_ids == tokenizer(text).input_ids
+
+
+def test_a_file_of_the_same_name_where_the_program_runs_is_not_taken_for_it(
+    quantised_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_byte_level_llama()
+    with torch.no_grad():
+        other.model.norm.weight.fill_(3.0)
+    write_gguf_model(other, pocket_tokenizer(), tmp_path / quantised_file.name)
+    expected, _ = load_gguf(quantised_file, dtype=torch.float32)
+    monkeypatch.chdir(tmp_path)
+    model, _ = load_gguf(quantised_file, dtype=torch.float32)
+    assert torch.equal(model.model.norm.weight, expected.model.norm.weight)
+    here, _ = load_gguf(Path(quantised_file.name), dtype=torch.float32)
+    assert torch.equal(here.model.norm.weight, other.model.norm.weight)
+
+
+def test_no_link_is_made_which_not_every_system_allows(
+    quantised_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    for name in ("symlink", "link"):
+        monkeypatch.setattr(os, name, refuse)
+    model, _ = load_gguf(quantised_file, dtype=torch.float32)
+    assert model.dtype == torch.float32
+
+
+@pytest.fixture
+def never_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpack(*_: object, **__: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unpack)
+
+
+def dense_bytes(path: Path, dtype: torch.dtype) -> int:
+    return sum(int(each.n_elements) for each in gguf.GGUFReader(path).tensors) * dtype.itemsize
+
+
+def set_main_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
+    memory = psutil.virtual_memory()._replace(available=available)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+
+@pytest.mark.usefixtures("never_unpacked")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_whose_dense_weights_have_no_room_is_not_unpacked(
+    quantised_file: Path, dtype: torch.dtype
+) -> None:
+    dense = dense_bytes(quantised_file, dtype)
+    said = "device: 'cpu' is not allowed; the model's weights take .* billion parameters fit in 16"
+    with pytest.raises(ModelError, match=said):
+        load_gguf(quantised_file, dtype=dtype, memory_limit_bytes=dense - 1)
+    with pytest.raises(AssertionError, match="weights were read"):
+        load_gguf(quantised_file, dtype=dtype, memory_limit_bytes=dense + 1000)
+
+
+@pytest.mark.usefixtures("never_unpacked")
+def test_main_memory_must_have_room_for_what_goes_elsewhere(
+    quantised_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Device(name="cuda:0", kind="a GPU", total_bytes=10**12)
+    monkeypatch.setattr(placement, "list_devices", lambda: [gpu])
+    monkeypatch.setattr(placement, "free_bytes", lambda _: 10**12)
+    set_main_memory(monkeypatch, dense_bytes(quantised_file, torch.float32) - 1)
+    said = "unpacked in main memory, where they take .* and there is room for 0.0 GB; .* fit in 16"
+    with pytest.raises(ModelError, match=said):
+        load_gguf(quantised_file, dtype=torch.float32, device="cuda:0")
+
+
+def test_a_model_that_fills_more_than_half_of_the_room_is_loaded(
+    quantised_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = AutoModelForCausalLM.from_pretrained
+
+    def unpack(*arguments: Any, **settings: Any) -> Any:
+        set_main_memory(monkeypatch, 1000)  # what it leaves
+        return load(*arguments, **settings)
+
+    set_main_memory(monkeypatch, dense_bytes(quantised_file, torch.float32) + 1000)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unpack)
+    base = load_base_model(str(quantised_file), device="cpu", dtype="float32")
+    assert not any(parameter.is_meta for parameter in base.model.parameters())
+
+
+def damaged_json(path: Path) -> None:
+    damage(path, b'"added_tokens"', b'"added_tokens')
+
+
+def damaged_token_id(path: Path) -> None:
+    damage(path, b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz")
+
+
+def damage(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new.ljust(len(old))))
+
+
+@pytest.mark.usefixtures("never_unpacked")
+@pytest.mark.parametrize("break_it", [damaged_json, damaged_token_id])
+def test_a_damaged_tokenizer_is_said(
+    quantised_file: Path, tmp_path: Path, break_it: Callable[[Path], None]
+) -> None:
+    path = Path(shutil.copy(quantised_file, tmp_path / "m.gguf"))
+    break_it(path)
+    with pytest.raises(ModelError, match=r"the tokenizer in .*m\.gguf' cannot be read: .*; fetch"):
+        load_gguf(path, dtype=torch.float32)
 
 
 def write_metadata(path: Path, architecture: str, **fields: str | int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import gguf
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     MistralConfig,
     MistralForCausalLM,
@@ -22,11 +24,12 @@ from transformers import (
 )
 
 from objectives.models.base import ModelError
+from objectives.models.gguf import writing
 from objectives.models.gguf.ggml_types import GgmlType
 from objectives.models.gguf.ggml_weights import quantised_weights
 from objectives.models.gguf.loading import load_gguf
 from objectives.models.gguf.writing import permute_rotary, write_gguf_model
-from objectives.models.gptq.four_bit import quantise_linears
+from objectives.models.gptq.four_bit import FourBitLinear, quantise_linears
 from tests.objectives.byte_level_llama import (
     LLAMA3_ROPE,
     make_byte_level_llama,
@@ -164,6 +167,43 @@ def test_a_gptq_checkpoint_is_written_with_its_dequantised_weights(
     read, _ = load_gguf(tmp_path / "model.gguf", dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(read(IDS).logits, model(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_of_a_gptq_checkpoint_one_weight_is_dense_at_a_time(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    tied: bool,
+) -> None:
+    model = make_byte_level_llama(tie_word_embeddings=tied)
+    quantise_linears(model, group_size=32)
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def count() -> None:
+        alive.append(sum(each() is not None for each in made))
+
+    def dequantise(module: FourBitLinear, dtype: torch.dtype) -> Tensor:
+        count()
+        values = dequantise_it(module, dtype)
+        made.append(weakref.ref(values))
+        return values
+
+    def permute(rows: Tensor, heads: int) -> Tensor:
+        values = permute_rotary(rows, heads)
+        made.append(weakref.ref(values))
+        return values
+
+    dequantise_it = FourBitLinear.dequantise
+    monkeypatch.setattr(FourBitLinear, "dequantise", dequantise)
+    monkeypatch.setattr(writing, "permute_rotary", permute)
+    write_gguf_model(model, tokenizer, tmp_path / "model.gguf", ggml_type="q4_0")
+    # Two layers of seven modules; whenever one is made dense, none of those before it is left.
+    assert alive == [0] * 14
+    count()
+    assert alive[-1] == 0
+    assert len(made) == 14 + 4
 
 
 def test_rows_are_put_in_the_order_of_rotated_neighbours() -> None:

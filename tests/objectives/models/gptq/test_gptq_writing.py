@@ -119,6 +119,11 @@ def test_numbers_that_halves_cannot_hold_are_refused(
     base.model.model.norm.weight[3] = 1e5
     with pytest.raises(ModelError, match=r"model\.norm\.weight has numbers beyond 65504"):
         write(base, tmp_path / "checkpoint")
+    base.model.model.norm.weight[3] = 1.0
+    # As a bfloat16 of 1e5 is once it was read as a half.
+    base.model.model.layers[0].mlp.up_proj.weight[2, 1] = float("inf")
+    with pytest.raises(ModelError, match=r"layers\.0\.mlp\.up_proj\.weight has numbers beyond"):
+        write(base, tmp_path / "checkpoint")
 
 
 @pytest.mark.parametrize("layout", ["current", "2023"])

@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, dynamic_module_utils
 
 from data.recipes import Recipe
 from objectives.bank import Bank, export_adapter
@@ -26,6 +26,8 @@ from objectives.models.gptq.four_bit import FourBitLinear
 from objectives.models.gptq.gptqmodel_kernels import load_with_gptqmodel
 from objectives.models.gptq.writing import save_gptq
 from objectives.models.load import load_base_model
+from objectives.models.loading import Loading
+from tests.objectives.own_code import bring_code
 
 pytestmark = [
     pytest.mark.slow,
@@ -192,6 +194,21 @@ def test_logits_equal_those_of_the_built_in_modules(
 def test_modules_are_in_the_order_in_which_adapters_lie(checkpoint: Checkpoint) -> None:
     own, other = checkpoint.by_gptqmodel().model, checkpoint.built_in().model
     assert [name for name, _ in own.named_modules()] == [name for name, _ in other.named_modules()]
+
+
+def test_a_model_with_code_of_its_own_is_read_where_that_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token_ids: Tensor
+) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    checkpoint = write(tmp_path / "own")
+    checkpoint.change(round_scales)
+    plain = checkpoint.by_gptqmodel()
+    bring_code(checkpoint.folder)
+    loading = Loading(gptq="gptqmodel", trust_remote_code=True)
+    own = load_base_model(str(checkpoint.folder), device="cpu", loading=loading)
+    assert type(own.model).__name__ == "OwnModel"
+    assert torch.equal(logits_of(own.model, token_ids), logits_of(plain.model, token_ids))
 
 
 def test_every_gradient_of_every_adapter_is_that_of_the_built_in_modules(

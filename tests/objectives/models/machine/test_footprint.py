@@ -130,6 +130,21 @@ def test_a_training_pass_takes_what_is_estimated_within_a_quarter(
     assert expected == pytest.approx(measured, rel=0.25)
 
 
+@pytest.mark.parametrize(
+    ("storing", "words"),
+    [
+        (Storing(dtype=torch.bfloat16), "bfloat16"),
+        (
+            Storing(dtype=torch.float16, group_size=128),
+            "4 bits in groups of 128, the rest float16",
+        ),
+        (Storing(dtype=torch.float32, group_size=-1), "4 bits, the rest float32"),
+    ],
+)
+def test_how_a_model_is_held_is_said_in_words(storing: Storing, words: str) -> None:
+    assert storing.words == words
+
+
 def test_training_in_four_bits_takes_a_dense_copy_of_one_module_besides() -> None:
     base = load_base_model(POCKET, device="cpu", dtype="bfloat16")
     shape = shape_of(base.model.config)
