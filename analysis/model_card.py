@@ -46,8 +46,9 @@ class Export:
     `base` is what the base is called, `hub_id` its repository on the hub if it has one, `revision`
     its commit there and `digest` what identifies its weights; `licence` is named where it is
     known. `files` is the file's or folder's own name. `max_lora_rank` is what vLLM must allow to
-    serve the adapter, None where it cannot. `precision` is the type of a merged model's weights
-    and `was_quantised` whether its base had fewer bits.
+    serve the adapter, None where it cannot. `gguf_file` is the name of the `.gguf` file that the
+    base was read from, if it was. `precision` is the type of a merged model's weights and
+    `was_quantised` whether its base had fewer bits.
     """
 
     format: ExportFormat
@@ -58,6 +59,7 @@ class Export:
     digest: str | None = None
     licence: str | None = None
     max_lora_rank: int | None = None
+    gguf_file: str | None = None
     precision: str | None = None
     was_quantised: bool = False
 
@@ -167,7 +169,7 @@ def _rings(point: Point) -> str:
 def _loading(export: Export) -> str:
     match export.format:
         case "peft":
-            parts = [_load_with_peft(export), _serve_adapter(export)]
+            parts = [_load_with_peft(export), *_say_place(export), _serve_adapter(export)]
         case "merged":
             parts = [_load_merged(export)]
         case "gguf":
@@ -177,7 +179,11 @@ def _loading(export: Export) -> str:
 
 
 def _load_with_peft(export: Export) -> str:
-    arguments = [_python_text(_base_of(export))]
+    # A file without a repository lies beside the adapter, as the names of folders do.
+    is_file = export.gguf_file is not None and export.base == export.gguf_file
+    arguments = [_python_text("." if is_file else _base_of(export))]
+    if export.gguf_file is not None:
+        arguments.append(f"gguf_file={_python_text(export.gguf_file)}")
     if export.hub_id and export.revision:
         arguments.append(f"revision={_python_text(export.revision)}")
     return _fenced(
@@ -189,6 +195,16 @@ def _load_with_peft(export: Export) -> str:
         f"tokenizer = AutoTokenizer.from_pretrained({', '.join(arguments)})",
         f"model = PeftModel.from_pretrained(base, {_python_text(export.files)})",
     )
+
+
+def _say_place(export: Export) -> list[str]:
+    """Return where a base is that is not on the hub, whose name alone nothing can load."""
+    if export.hub_id is not None:
+        return []
+    return [
+        "The base is not on the hub: put the path of your copy in its place. The model that comes "
+        "with remember-me is the folder `data/pocket` of its source."
+    ]
 
 
 def _serve_adapter(export: Export) -> str:
@@ -229,7 +245,10 @@ def _load_merged(export: Export) -> str:
 
 
 def _run_in_llama_cpp(export: Export) -> str:
-    command = _fenced("sh", f"llama-cli -m BASE.gguf --lora {_shell_word(export.files)}")
+    base = "BASE.gguf" if export.gguf_file is None else _shell_word(export.gguf_file)
+    command = _fenced("sh", f"llama-cli -m {base} --lora {_shell_word(export.files)}")
+    if export.gguf_file is not None:
+        return command
     return (
         f"{command}\n\nBASE.gguf is the base as a GGUF file, of any type; llama.cpp's "
         "convert_hf_to_gguf.py makes one."

@@ -38,12 +38,13 @@ class QuantizationRow:
 def show_quantizations(rows: Sequence[QuantizationRow], *, runtime: str) -> RenderableType:
     """Return a row per type, the base as loaded first; in brackets are 95 % intervals."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("weights", no_wrap=True)
-    table.add_column("bits", justify="right")
-    for title in ("recall", "knowledge loss", "the base's own loss"):
-        table.add_column(title)
-    table.add_column("facts lost, gained", justify="right")
-    table.add_column("p", justify="right")
+    # Where all has no room, words may fall on several lines, figures may not.
+    table.add_column("weights")
+    table.add_column("bits", justify="right", no_wrap=True)
+    for title in ("recall", "knowledge\nloss", "the base's\nown loss"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("facts\nlost,\ngained", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
     for row in rows:
         estimates = (row.recall, row.knowledge_loss, row.base_loss)
         table.add_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -158,6 +160,22 @@ class LoadingSpec(_Part):
         return Loading(**self.model_dump())
 
 
+def _check_device(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?|split", value):
+        raise ValueError(
+            "it must be “auto”, “cpu”, “cuda”, “cuda:1” or another number, or “split”"
+        )
+    return value
+
+
+def _check_memory(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", value):
+        raise ValueError(
+            "it must be a number and its unit, such as “24GB” (10^9 bytes) or “22.5 GiB” (2^30)"
+        )
+    return value
+
+
 class EngineSpec(_Part):
     """What computes, and how: it changes speed and memory, and how coarsely numbers are rounded.
 
@@ -166,11 +184,11 @@ class EngineSpec(_Part):
     `memory_limit`, for example "24GB", is the most of a device that may be used.
     """
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|split)$")] = "auto"
+    device: Annotated[str, BeforeValidator(_check_device)] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     gradient_checkpointing: bool = False
-    memory_limit: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$")] | None = None
+    memory_limit: Annotated[str, BeforeValidator(_check_memory)] | None = None
 
     @property
     def memory_limit_bytes(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from stat import S_IMODE
 
 import torch
 from safetensors import SafetensorError
@@ -63,6 +64,10 @@ def save_merged(base: BaseModel, folder: Path) -> None:
     try:
         base.model.save_pretrained(folder, max_shard_size=_LARGEST_SHARD)
         base.tokenizer.save_pretrained(folder)
+        # The library makes them for their owner alone, and others may have to serve the model.
+        ordinary = (folder / "config.json").stat().st_mode
+        for weights in folder.glob("*.safetensors"):
+            weights.chmod(S_IMODE(ordinary))
     except SafetensorError as error:
         raise OSError(f"{folder} cannot be written: {error}") from error
     except ValueError as error:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from data.model_profiles import load_profiles
+from data.nearest_name import hint_at
 from objectives.models.base import ModelError
 from objectives.models.gptq.checkpoint import find_gptq
 from objectives.models.load import Precision, refusal_of_code
@@ -90,7 +91,10 @@ def _read_config(name: str, source: str | Path, loading: Loading) -> PretrainedC
         if (refusal := refusal_of_code(error, name, loading)) is not None:
             raise refusal from error
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        remedy = "name a folder, or a model that `remember models` lists"
+        if "/" not in name:  # which no misspelt short name has
+            remedy = hint_at(name, (POCKET, *load_profiles()), otherwise=remedy)
         raise ModelError(
             f"model: {name!r} cannot be planned for, because its configuration is not to be had: "
-            f"{reason}; name a folder, or a model that `remember models` lists"
+            f"{reason}; {remedy}"
         ) from error

@@ -313,7 +313,7 @@ def _download(name: str, hub_id: str, revision: str | None, wanted: list[str]) -
     except LocalEntryNotFoundError as error:
         at = "" if revision is None else f" --revision {revision}"
         remedy = f"where there is a network, `hf download {hub_id}{at}` puts it there."
-        if name not in load_profiles():
+        if name not in load_profiles() and "/" not in name:  # which no misspelt short name has
             remedy = hint_at(name, (POCKET, *load_profiles()), otherwise=remedy)
         raise ModelError(
             f"{asked} cannot be loaded: it is not in the hub's cache on this machine, and the hub "

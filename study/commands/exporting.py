@@ -124,6 +124,7 @@ def _describe(spec: StudySpec, adapter: Path, to: Path, format: ExportFormat) ->
     licences = {profile.hub_id: profile.licence for profile in load_profiles().values()}
     # A path on this machine tells others nothing.
     base = hub_id or (spec.model if "/" not in spec.model else Path(spec.model).name)
+    weights = Path(spec.loading.weights_file or spec.model)
     return Export(
         format=format,
         files=to.name,
@@ -133,6 +134,7 @@ def _describe(spec: StudySpec, adapter: Path, to: Path, format: ExportFormat) ->
         digest=origin.digest,
         licence="MIT" if spec.model == POCKET else licences.get(hub_id or ""),
         max_lora_rank=rank,
+        gguf_file=weights.name if weights.suffix == ".gguf" else None,
     )
 
 

@@ -20,12 +20,13 @@ def models(as_json: JsonOption = False) -> None:
         listed = [asdict(each) | {"weight_bytes": each.weight_bytes()} for each in profiles]
         results.print_json(json.dumps({"models": listed}))
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("name", "hub id", "parameters", "weights", "context", "licence", ""):
         table.add_column(
             heading,
             justify="right" if heading in ("parameters", "weights", "context") else "left",
             overflow="fold",
+            no_wrap=heading in ("name", "parameters"),  # a name is there to be copied
         )
     for profile in sorted(profiles, key=ModelProfile.weight_bytes):
         table.add_row(*map(Text, _row(profile)))

@@ -115,12 +115,32 @@ def test_base_facts_and_settings_are_identified_without_telling_the_facts(
             "so that they take float16 again",
         ),
         ({"format": "gguf", "files": "a.gguf"}, "llama-cli -m BASE.gguf --lora a.gguf"),
+        (
+            {"format": "gguf", "files": "a.gguf", "gguf_file": "b.q4_0.gguf"},
+            "llama-cli -m b.q4_0.gguf --lora a.gguf",
+        ),
+        (
+            {"gguf_file": "b.q4_0.gguf"},
+            'from_pretrained("org/model", gguf_file="b.q4_0.gguf", revision="0123abcd")',
+        ),
+        (
+            {"base": "b.q4_0.gguf", "hub_id": None, "gguf_file": "b.q4_0.gguf"},
+            'from_pretrained(".", gguf_file="b.q4_0.gguf")',
+        ),
     ],
 )
 def test_how_to_load_it_depends_on_the_format(
     three_trials: StudyMaker, changes: dict[str, Any], said: str
 ) -> None:
     assert said in render(three_trials.findings(), replace(OF_HUB, **changes))
+
+
+def test_only_of_a_base_that_is_not_on_the_hub_a_copy_is_asked_for(
+    three_trials: StudyMaker,
+) -> None:
+    asked = "put the path of your copy in its place"
+    assert asked not in render(three_trials.findings())
+    assert asked in render(three_trials.findings(), replace(OF_HUB, base="mine", hub_id=None))
 
 
 def test_only_a_quantised_base_is_called_so(three_trials: StudyMaker) -> None:

@@ -55,13 +55,13 @@ def test_a_profile_names_a_repository(profile: ModelProfile) -> None:
     assert (profile.group_size is None) == (profile.bits == 16)
 
 
-def test_the_briefs_models_are_there_and_said_to_be_unverified() -> None:
+def test_the_briefs_models_are_there_and_said_to_be_unseen() -> None:
     llama, snoozy = (
         load_profiles()[name] for name in ("llama-13b-gptq", "gpt4all-13b-snoozy-gptq")
     )
     assert llama.hub_id == "camelids/llama-13b-int4-gptq-groupsize128-safetensors"
     assert snoozy.hub_id == "TheBloke/GPT4All-13B-snoozy-GPTQ"
     for profile in (llama, snoozy):
-        assert "unverified" in profile.note
+        assert "not seen" in profile.note
         # Half a byte for each of 12.7 billion, a scale and a zero point for 128 of them.
         assert 7.1e9 < profile.weight_bytes() < 7.3e9

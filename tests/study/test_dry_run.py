@@ -111,6 +111,8 @@ def test_a_model_of_which_nothing_is_known_is_refused(
     said = refusal(capsys, "--dry-run", "--model", "nobody/nothing")
     assert "model: 'nobody/nothing' cannot be planned for" in said
     assert "couldn't connect to the hub; name a folder" in said
+    said = refusal(capsys, "--dry-run", "--model", "qwen3-06b")
+    assert "couldn't connect to the hub; did you mean 'qwen3-0.6b'?" in said
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "two words"])

@@ -110,6 +110,26 @@ def test_the_same_command_again_finishes_a_killed_study(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="only POSIX has such terminals")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_signal_while_the_program_still_starts_ends_it_in_one_word() -> None:
+    interrupted_import = """
+import os, signal, sys
+import study.__main__ as command
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "study.commands.application":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+sys.argv = ["remember", "models"]
+command.main()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", interrupted_import], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
+
+
 def test_a_terminal_that_hangs_up_stops_a_study_with_its_trials_saved(tmp_path: Path) -> None:
     write_files(tmp_path)
     process, terminal = pty.fork()

@@ -40,6 +40,15 @@ def test_models_are_listed_with_what_their_weights_take(
         assert ("gated" in line) == profile.gated
 
 
+def test_a_narrow_terminal_leaves_every_name_in_one_piece(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.commands.models.results.width", 80)
+    assert run_application(["models"]) == 0
+    words = capsys.readouterr().out.split()
+    assert set(load_profiles()) <= set(words)
+
+
 def test_models_are_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_application(["models", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["models"]

@@ -158,5 +158,14 @@ def test_without_a_memory_limit_there_is_none() -> None:
 
 @pytest.mark.parametrize("text", ["24", "24G", "GB", "24gb", "-1GB", "24 GB please"])
 def test_a_memory_limit_without_a_known_unit_is_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"engine\.memory_limit: .* is not allowed"):
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"engine\.memory_limit: '{text}' is not allowed: .* number and its unit, .* “24GB”",
+    ):
         load_spec(None, {"engine.memory_limit": text})
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu ", "SPLIT"])
+def test_a_device_of_no_known_kind_is_refused_and_the_kinds_are_named(device: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"engine\.device: .* “cpu”, “cuda”, .* “split”"):
+        load_spec(None, {"engine.device": device})

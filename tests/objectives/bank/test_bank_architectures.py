@@ -127,16 +127,16 @@ def test_answers_are_those_of_transformers_with_and_without_an_adapter(
         said[slot] = [continuation.token_ids for continuation in answered]
         if slot == BASE:
             references = answered
-    assert said[BASE] == [ask_transformers(base, prompt.text) for prompt in questions]
-    assert said[0] == [ask_whole(base, bank, prompt.text) for prompt in questions]
+    assert said[BASE] == [ask_transformers(base, prompt) for prompt in questions]
+    assert said[0] == [ask_whole(base, bank, prompt) for prompt in questions]
     assert said[BASE] != said[0]
     (verified,) = verify_greedy(base, references, [0], router=bank, max_new_tokens=ANSWER_TOKENS)
     assert [continuation.token_ids for continuation in verified] == said[0]
 
 
-def ask_transformers(base: BaseModel, text: str) -> tuple[int, ...]:
+def ask_transformers(base: BaseModel, prompt: Prompt) -> tuple[int, ...]:
     """Return the untouched model's greedy answer to one prompt by its own `generate`."""
-    token_ids = torch.tensor([base.encode_prompt(text)])
+    token_ids = torch.tensor([base.encode_prompt(prompt.text, prompt.style)])
     settings = GenerationConfig(
         max_new_tokens=ANSWER_TOKENS,
         do_sample=False,
@@ -151,9 +151,9 @@ def ask_transformers(base: BaseModel, text: str) -> tuple[int, ...]:
     return tuple(whole[0, token_ids.shape[1] :].tolist())
 
 
-def ask_whole(base: BaseModel, bank: Bank, text: str) -> tuple[int, ...]:
+def ask_whole(base: BaseModel, bank: Bank, prompt: Prompt) -> tuple[int, ...]:
     """Return the adapter's greedy answer to one prompt, all of it read for every token."""
-    read = base.encode_prompt(text)
+    read = base.encode_prompt(prompt.text, prompt.style)
     generated: list[int] = []
     while len(generated) < ANSWER_TOKENS and (not generated or generated[-1] != base.eos_id):
         row = torch.tensor([[*read, *generated]])

@@ -85,6 +85,15 @@ def test_a_merged_model_answers_in_transformers_as_in_the_bank(
     assert tokenizer("w1 w2").input_ids == own_base.tokenizer("w1 w2").input_ids
 
 
+def test_others_may_read_the_weights_as_they_may_read_the_settings(
+    own_base: BaseModel, tmp_path: Path
+) -> None:
+    save_merged(own_base, tmp_path)
+    written = {path.suffix: path.stat().st_mode for path in tmp_path.iterdir()}
+    (tmp_path / "ordinary").touch()
+    assert written[".safetensors"] == written[".json"] == (tmp_path / "ordinary").stat().st_mode
+
+
 def test_sums_are_rounded_once_to_the_bases_type(
     own_base: BaseModel, texts: Callable[[int], EpochTexts], tmp_path: Path
 ) -> None:

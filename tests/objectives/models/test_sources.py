@@ -130,6 +130,7 @@ def test_a_folder_wins_over_a_profile_and_the_pocket_model_over_a_folder(
         ("pokcet", "did you mean 'pocket'?"),
         ("qwen3-8b", "'qwen3-8b' (Qwen/Qwen3-8B) cannot be loaded"),
         ("qwen3-8b", "`hf download Qwen/Qwen3-8B` puts it there."),
+        ("Qwen/Qwen3-8B", "`hf download Qwen/Qwen3-8B` puts it there."),
     ],
 )
 def test_a_model_that_is_not_there_offline_is_explained(name: str, said: str) -> None:
