@@ -48,7 +48,8 @@ class Export:
     known. `files` is the file's or folder's own name. `max_lora_rank` is what vLLM must allow to
     serve the adapter, None where it cannot. `gguf_file` is the name of the `.gguf` file that the
     base was read from, if it was. `precision` is the type of a merged model's weights and
-    `was_quantised` whether its base had fewer bits.
+    `was_quantised` whether its base had fewer bits. `base_is_gptq` says that the base is a 4-bit
+    GPTQ checkpoint.
     """
 
     format: ExportFormat
@@ -62,6 +63,7 @@ class Export:
     gguf_file: str | None = None
     precision: str | None = None
     was_quantised: bool = False
+    base_is_gptq: bool = False
 
 
 def render_card(
@@ -169,7 +171,12 @@ def _rings(point: Point) -> str:
 def _loading(export: Export) -> str:
     match export.format:
         case "peft":
-            parts = [_load_with_peft(export), *_say_place(export), _serve_adapter(export)]
+            parts = [
+                _load_with_peft(export),
+                *_say_place(export),
+                *_say_gptq(export),
+                _serve_adapter(export),
+            ]
         case "merged":
             parts = [_load_merged(export)]
         case "gguf":
@@ -204,6 +211,17 @@ def _say_place(export: Export) -> list[str]:
     return [
         "The base is not on the hub: put the path of your copy in its place. The model that comes "
         "with remember-me is the folder `data/pocket` of its source."
+    ]
+
+
+def _say_gptq(export: Export) -> list[str]:
+    """Return what it takes to load a base in 4 bits."""
+    if not export.base_is_gptq:
+        return []
+    return [
+        "The base is a 4-bit GPTQ checkpoint. transformers reads today's layout with the packages "
+        "gptqmodel and optimum; remember-me (`remember ask`, `remember measure --adapter`) also "
+        "reads that of 2023, and needs neither."
     ]
 
 

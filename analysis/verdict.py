@@ -42,11 +42,11 @@ class Conclusion:
     sentence: str
     rehearsal: str
     thresholds: str = (
-        "Yes: over the whole of both 95 % intervals the recall is at least "
-        f"{say_share(TAUGHT_RECALL)} and the loss at most {say_share(ACCEPTED_KNOWLEDGE_LOSS)}. "
-        "Partly: the recall's interval lies above what the untouched model answers. Both are "
-        "decided on the recipe trained again with fresh seeds and asked wordings that the search "
-        "never used, where that was done."
+        "The answer is “yes” where over the whole of both 95 % intervals the recall is at least "
+        f"{say_share(TAUGHT_RECALL)} and the loss at most {say_share(ACCEPTED_KNOWLEDGE_LOSS)}, "
+        "and “partly” where the recall's interval lies above what the untouched model answers. "
+        "Both are decided on the recipe trained again with fresh seeds and asked wordings that "
+        "the search never used, where that was done."
     )
 
 

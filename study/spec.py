@@ -169,9 +169,11 @@ def _check_device(value: object) -> object:
 
 
 def _check_memory(value: object) -> object:
-    if not isinstance(value, str) or not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", value):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?[KMGT]i?B", str(value))
+    if match is None or float(match[1]) == 0:
         raise ValueError(
-            "it must be a number and its unit, such as “24GB” (10^9 bytes) or “22.5 GiB” (2^30)"
+            "it must be a number above 0 and its unit, such as “24GB” (10^9 bytes) or “22.5 GiB” "
+            "(2^30)"
         )
     return value
 

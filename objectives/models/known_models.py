@@ -72,7 +72,9 @@ def look_up(name: str, loading: Loading, *, precision: Precision) -> KnownModel 
             folder=source.path,
             trust_remote_code=code,
         )
-    profile = load_profiles().get(name)
+    profile = next(
+        (each for each in load_profiles().values() if name in (each.name, each.hub_id)), None
+    )
     if profile is not None:
         storing = Storing(dtype=dtype, group_size=profile.group_size)
         return KnownModel(config=config_of(profile), storing=storing, folder=None)

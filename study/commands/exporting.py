@@ -24,7 +24,8 @@ from objectives.bank.vllm_format import max_lora_rank
 from objectives.durable_files import filled_folder
 from objectives.models.base import BaseModel, ModelError
 from objectives.models.configurations import read_configuration
-from objectives.models.sources import POCKET
+from objectives.models.known_models import look_up
+from objectives.models.sources import POCKET, find_local
 from storage.reader import read_sittings
 from study.commands.application import (
     NameOption,
@@ -135,7 +136,19 @@ def _describe(spec: StudySpec, adapter: Path, to: Path, format: ExportFormat) ->
         licence="MIT" if spec.model == POCKET else licences.get(hub_id or ""),
         max_lora_rank=rank,
         gguf_file=weights.name if weights.suffix == ".gguf" else None,
+        base_is_gptq=_is_gptq(spec),
     )
+
+
+def _is_gptq(spec: StudySpec) -> bool:
+    """Return whether the base is a GPTQ checkpoint, as far as this machine has it."""
+    try:
+        if find_local(spec.model, spec.loading.options) is None:
+            return False
+        known = look_up(spec.model, spec.loading.options, precision="float16")
+    except ModelError:
+        return False  # it was moved; the adapter is exported all the same
+    return known is not None and known.storing.group_size is not None
 
 
 def _copy(adapter: Path, to: Path, card: str) -> None:

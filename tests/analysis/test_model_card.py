@@ -143,6 +143,14 @@ def test_only_of_a_base_that_is_not_on_the_hub_a_copy_is_asked_for(
     assert asked in render(three_trials.findings(), replace(OF_HUB, base="mine", hub_id=None))
 
 
+def test_what_loads_a_base_in_four_bits_is_said_of_such_a_base_alone(
+    three_trials: StudyMaker,
+) -> None:
+    said = "The base is a 4-bit GPTQ checkpoint"
+    assert said not in render(three_trials.findings())
+    assert said in render(three_trials.findings(), replace(OF_HUB, base_is_gptq=True))
+
+
 def test_only_a_quantised_base_is_called_so(three_trials: StudyMaker) -> None:
     merged = replace(OF_HUB, format="merged", precision="bfloat16")
     assert "quantised" not in render(three_trials.findings(), merged)

@@ -74,7 +74,10 @@ def test_what_a_message_names_can_be_said_in_a_study_file(
     [
         (["pocket", "--to", "there"], "to: there exists already; name a folder that does not"),
         (["pocket", "--to", "there/under"], "to: there/under cannot be written: "),
-        (["pocket", "--to", "new", "--group-size", "100"], "multiple of group_size = 100"),
+        (
+            ["pocket", "--to", "new", "--group-size", "100"],
+            "group_size: 100 is not allowed; it must divide 128",
+        ),
         (["nowhere/at-all", "--to", "new"], "nowhere/at-all"),
         (
             ["pocket", "--to", "new", "--revision", "v1"],

@@ -156,11 +156,11 @@ def test_without_a_memory_limit_there_is_none() -> None:
     assert load_spec(None, {}).engine.memory_limit_bytes is None
 
 
-@pytest.mark.parametrize("text", ["24", "24G", "GB", "24gb", "-1GB", "24 GB please"])
+@pytest.mark.parametrize("text", ["24", "24G", "GB", "24gb", "-1GB", "0GB", "24 GB please"])
 def test_a_memory_limit_without_a_known_unit_is_refused(text: str) -> None:
     with pytest.raises(
         ConfigurationError,
-        match=rf"engine\.memory_limit: '{text}' is not allowed: .* number and its unit, .* “24GB”",
+        match=rf"engine\.memory_limit: '{text}' is not allowed: .* above 0 and its unit, .*“24GB”",
     ):
         load_spec(None, {"engine.memory_limit": text})
 

@@ -74,7 +74,7 @@ class FourBitLinear(nn.Module):
         """
         super().__init__()
         for field, features in (("in_features", in_features), ("out_features", out_features)):
-            _require_multiple(field, features, _CODES_PER_INT)
+            _require_multiple_of_eight(field, features)
         if group_size < 1 and group_size != -1:
             raise ModelError(
                 f"group_size: {group_size} is not allowed; it must be at least 1, or -1 for one "
@@ -198,7 +198,11 @@ def quantise_round_to_nearest(
     """
     out_features, in_features = weight.shape
     module = FourBitLinear(in_features, out_features, group_size=group_size, device=weight.device)
-    _require_multiple("in_features", in_features, module.group_size, "group_size")
+    if in_features % module.group_size:
+        raise ModelError(
+            f"group_size: {group_size} is not allowed; it must divide {in_features}, the inputs "
+            "of a module, or be -1 for one group of all"
+        )
     inputs = weight.T.float() if order is None else weight.T.float()[order]
     grouped = inputs.reshape(-1, module.group_size, out_features)
     low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
@@ -262,10 +266,11 @@ def random_four_bit(
     return module
 
 
-def _require_multiple(field: str, value: int, divisor: int, divisor_name: str = "") -> None:
-    if value < 1 or value % divisor:
-        named = f"{divisor_name} = {divisor}" if divisor_name else f"{divisor}"
-        raise ModelError(f"{field}: {value} is not allowed; it must be a multiple of {named}")
+def _require_multiple_of_eight(field: str, value: int) -> None:
+    if value < 1 or value % _CODES_PER_INT:
+        raise ModelError(
+            f"{field}: {value} is not allowed; it must be a multiple of {_CODES_PER_INT}"
+        )
 
 
 def _shifts(device: torch.device) -> Tensor:

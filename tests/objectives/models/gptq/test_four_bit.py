@@ -253,7 +253,7 @@ def test_sizes_that_do_not_fit_are_named(
 
 
 def test_rounding_leaves_no_smaller_group() -> None:
-    with pytest.raises(ModelError, match="24 is not allowed; it must be a multiple of group_size"):
+    with pytest.raises(ModelError, match="group_size: 16 is not allowed; it must divide 24"):
         quantise_round_to_nearest(torch.ones(8, 24), group_size=16)
 
 

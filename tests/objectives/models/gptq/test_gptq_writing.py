@@ -87,7 +87,7 @@ def test_no_folder_of_this_machine_is_written(tmp_path: Path) -> None:
     [
         (
             {"group_size": 20},
-            r"in_features: 32 is not allowed; .* group_size = 20; model\.layers\.0.* cannot be",
+            r"group_size: 20 is not allowed; it must divide 32.*; model\.layers\.0.* cannot be",
         ),
         ({"group_size": 0}, "group_size: 0 is not allowed; it must be at least 1, or -1"),
         ({"layout": "2023"}, "layout: '2023' is not allowed for this model; .*; take 'current'"),
