@@ -173,6 +173,7 @@ def test_the_first_row_says_how_a_quantised_base_is_held(
     assert quantised["weights"] == "q8_0"
 
 
+@pytest.mark.extras
 def test_the_command_asks_llama_cpp(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp; pip install -e '.[gguf]'")
     described = measured(capsys, "--quantizations", "f16", "--runtime", "llama.cpp")

@@ -41,10 +41,11 @@ RECIPE = Recipe(
 KINDS = {"plain": RECIPE, "rank-stabilised": replace(RECIPE, alpha=3, rslora=True)}
 
 
-# PEFT still reads an attribute of models that transformers has renamed.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)
+pytestmark = [
+    pytest.mark.extras,
+    # PEFT still reads an attribute of models that transformers has renamed.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -132,6 +132,7 @@ def test_a_missing_package_is_named_with_how_to_get_it(monkeypatch: pytest.Monke
         quantise(draw_weight(1, 32), "q4_0")
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("ggml_type", [*OLDER, *HALVES])
 def test_bytes_are_those_of_llama_cpp(ggml_type: GgmlType) -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp; pip install -e '.[gguf]'")
@@ -139,6 +140,7 @@ def test_bytes_are_those_of_llama_cpp(ggml_type: GgmlType) -> None:
     assert np.array_equal(quantise(weight, ggml_type), quantise_by_ggml(weight.numpy(), ggml_type))
 
 
+@pytest.mark.extras
 def test_k_quants_are_made_by_llama_cpp_and_read_by_gguf() -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp; pip install -e '.[gguf]'")
     weight = draw_weight(32, 512)

@@ -78,6 +78,7 @@ def test_a_file_read_back_has_just_the_weights_that_quantising_gives(
     assert_read_back(make_byte_level_llama(), tokenizer, tmp_path / "model.gguf", ggml_type)
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("ggml_type", ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k"])
 def test_k_quants_are_read_back_too(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, ggml_type: GgmlType
