@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import islice
 from types import MappingProxyType
 
 _PLAIN_BITS = 16
 # A group of GPTQ has a 16-bit scale and a 4-bit zero point for each output.
 _GROUP_BITS = 16 + 4
+
+_NAMED_IN_A_MESSAGE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,3 +75,15 @@ def load_profiles() -> Mapping[str, ModelProfile]:
     return MappingProxyType(
         {name: ModelProfile(name=name, **values) for name, values in tomllib.loads(text).items()}
     )
+
+
+def find_profile(name: str) -> ModelProfile | None:
+    """Return the profile of a model by its short name or its hub id; None if there is none."""
+    profiles = load_profiles().values()
+    return next((each for each in profiles if name in (each.name, each.hub_id)), None)
+
+
+def largest_profiles(fits: Callable[[ModelProfile], bool]) -> list[ModelProfile]:
+    """Return the largest models that fit, largest first, as many as a message names: three."""
+    by_size = sorted(load_profiles().values(), key=lambda each: -each.parameters)
+    return list(islice(filter(fits, by_size), _NAMED_IN_A_MESSAGE))

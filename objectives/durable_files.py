@@ -58,39 +58,6 @@ def unfinished_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
-def put_file_in_place(
-    unfinished: Path, path: Path, *, may_replace: MayReplace | None = None
-) -> None:
-    """Rename a file that is on the disk to its name; what was there is replaced.
-
-    Args:
-        unfinished: The file.
-        path: Its name, in the same folder.
-        may_replace: Held while it is renamed and no longer; if entering raises, nothing has moved.
-    """
-    with may_replace or nullcontext():
-        unfinished.replace(path)
-    sync(path.parent)
-
-
-def put_folder_in_place(
-    unfinished: Path, folder: Path, *, may_replace: MayReplace | None = None
-) -> None:
-    """Rename a folder that is on the disk to its name; what was there is called `unfinished` then.
-
-    Args:
-        unfinished: The folder.
-        folder: Its name, in the same folder.
-        may_replace: Held while it is renamed and no longer; if entering raises, nothing has moved.
-    """
-    with may_replace or nullcontext():
-        if folder.exists():
-            _exchange(unfinished, folder)
-        else:
-            unfinished.rename(folder)
-    sync(folder.parent)
-
-
 @contextmanager
 def filled_file(path: Path, *, may_replace: MayReplace | None = None) -> Iterator[Path]:
     """Give a name to write a file under, which takes the name `path` then, and goes on an error.
@@ -99,7 +66,8 @@ def filled_file(path: Path, *, may_replace: MayReplace | None = None) -> Iterato
 
     Args:
         path: What to write; its folder is made if it is not there.
-        may_replace: As in `put_file_in_place`.
+        may_replace: Held while the file takes its name and no longer; if entering raises, nothing
+            has moved.
 
     Raises:
         OSError: If the disk is full or cannot be written.
@@ -109,7 +77,9 @@ def filled_file(path: Path, *, may_replace: MayReplace | None = None) -> Iterato
     try:
         yield unfinished
         sync(unfinished)
-        put_file_in_place(unfinished, path, may_replace=may_replace)
+        with may_replace or nullcontext():
+            unfinished.replace(path)
+        sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -122,7 +92,7 @@ def filled_folder(folder: Path, *, may_replace: MayReplace | None = None) -> Ite
 
     Args:
         folder: What to write.
-        may_replace: As in `put_folder_in_place`.
+        may_replace: As in `filled_file`.
 
     Raises:
         OSError: If the disk is full or cannot be written.
@@ -134,7 +104,12 @@ def filled_folder(folder: Path, *, may_replace: MayReplace | None = None) -> Ite
         yield unfinished
         for path in (*unfinished.iterdir(), unfinished):
             sync(path)
-        put_folder_in_place(unfinished, folder, may_replace=may_replace)
+        with may_replace or nullcontext():
+            if folder.exists():
+                _exchange(unfinished, folder)
+            else:
+                unfinished.rename(folder)
+        sync(folder.parent)
     finally:
         # By now it is the folder that was replaced, if there was one.
         shutil.rmtree(unfinished, ignore_errors=True)

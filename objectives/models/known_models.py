@@ -8,14 +8,13 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from data.model_profiles import load_profiles
-from data.nearest_name import hint_at
+from data.model_profiles import find_profile
 from objectives.models.base import ModelError
 from objectives.models.gptq.checkpoint import find_gptq
 from objectives.models.load import Precision, refusal_of_code
 from objectives.models.loading import Loading
 from objectives.models.machine.footprint import ModelShape, Storing, config_of, shape_of
-from objectives.models.sources import POCKET, find_local
+from objectives.models.sources import POCKET, find_local, hint_at_short_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +71,7 @@ def look_up(name: str, loading: Loading, *, precision: Precision) -> KnownModel 
             folder=source.path,
             trust_remote_code=code,
         )
-    profile = next(
-        (each for each in load_profiles().values() if name in (each.name, each.hub_id)), None
-    )
+    profile = find_profile(name)
     if profile is not None:
         storing = Storing(dtype=dtype, group_size=profile.group_size)
         return KnownModel(config=config_of(profile), storing=storing, folder=None)
@@ -93,9 +90,9 @@ def _read_config(name: str, source: str | Path, loading: Loading) -> PretrainedC
         if (refusal := refusal_of_code(error, name, loading)) is not None:
             raise refusal from error
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        remedy = "name a folder, or a model that `remember models` lists"
-        if "/" not in name:  # which no misspelt short name has
-            remedy = hint_at(name, (POCKET, *load_profiles()), otherwise=remedy)
+        remedy = hint_at_short_name(
+            name, otherwise="name a folder, or a model that `remember models` lists"
+        )
         raise ModelError(
             f"model: {name!r} cannot be planned for, because its configuration is not to be had: "
             f"{reason}; {remedy}"

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from data.model_profiles import load_profiles
+from data.model_profiles import find_profile, load_profiles
 from data.nearest_name import hint_at
 from objectives.models.base import ModelError
 from objectives.models.loading import Loading
@@ -121,8 +121,16 @@ def _is_on_hub(name: str) -> bool:
 
 
 def _hub_id(name: str) -> str:
-    profile = load_profiles().get(name)
+    profile = find_profile(name)
     return name if profile is None else profile.hub_id
+
+
+def hint_at_short_name(name: str, *, otherwise: str) -> str:
+    """Return a hint at the short name that is meant, or `otherwise` where none can be."""
+    # No short name has a slash.
+    if "/" in name or find_profile(name) is not None:
+        return otherwise
+    return hint_at(name, (POCKET, *load_profiles()), otherwise=otherwise)
 
 
 def _open(name: str, loading: Loading) -> Source:
@@ -312,9 +320,9 @@ def _download(name: str, hub_id: str, revision: str | None, wanted: list[str]) -
         ) from error
     except LocalEntryNotFoundError as error:
         at = "" if revision is None else f" --revision {revision}"
-        remedy = f"where there is a network, `hf download {hub_id}{at}` puts it there."
-        if name not in load_profiles() and "/" not in name:  # which no misspelt short name has
-            remedy = hint_at(name, (POCKET, *load_profiles()), otherwise=remedy)
+        remedy = hint_at_short_name(
+            name, otherwise=f"where there is a network, `hf download {hub_id}{at}` puts it there."
+        )
         raise ModelError(
             f"{asked} cannot be loaded: it is not in the hub's cache on this machine, and the hub "
             f"cannot be reached; {remedy} Or name a folder that holds config.json, the tokenizer "

@@ -16,7 +16,7 @@ from analysis.files import write_whole
 from analysis.findings import Findings
 from analysis.model_card import Export, ExportFormat, render_card
 from analysis.wording import say_counted
-from data.model_profiles import load_profiles
+from data.model_profiles import find_profile
 from objectives.bank.gguf_adapter import write_gguf_adapter
 from objectives.bank.loading import read_origin
 from objectives.bank.merging import merge_adapter, save_merged
@@ -122,7 +122,8 @@ def _describe(spec: StudySpec, adapter: Path, to: Path, format: ExportFormat) ->
     except ModelError as error:
         messages.print(Text(str(error)), soft_wrap=True)
         rank = None
-    licences = {profile.hub_id: profile.licence for profile in load_profiles().values()}
+    profile = None if hub_id is None else find_profile(hub_id)
+    licence = None if profile is None else profile.licence
     # A path on this machine tells others nothing.
     base = hub_id or (spec.model if "/" not in spec.model else Path(spec.model).name)
     weights = Path(spec.loading.weights_file or spec.model)
@@ -133,7 +134,7 @@ def _describe(spec: StudySpec, adapter: Path, to: Path, format: ExportFormat) ->
         hub_id=hub_id,
         revision=origin.revision,
         digest=origin.digest,
-        licence="MIT" if spec.model == POCKET else licences.get(hub_id or ""),
+        licence="MIT" if spec.model == POCKET else licence,
         max_lora_rank=rank,
         gguf_file=weights.name if weights.suffix == ".gguf" else None,
         base_is_gptq=_is_gptq(spec),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from data.model_profiles import ModelProfile, load_profiles
+from data.model_profiles import ModelProfile, largest_profiles
 from objectives.models.base import ModelError
 from objectives.models.machine.devices import list_devices
 from objectives.models.machine.footprint import (
@@ -22,7 +22,6 @@ from objectives.models.machine.footprint import (
 from objectives.models.machine.placement import SPLIT
 
 _GROUP_SIZE = 128  # what most people quantise with
-_PROFILES_NAMED = 3
 _GIGA = 1e9
 
 
@@ -147,12 +146,9 @@ def profiles_within(
 
     They are held in a floating point type, those that are quantised as they are.
     """
-    by_size = sorted(load_profiles().values(), key=lambda each: -each.parameters)
-    fitting = []
-    for profile in by_size:
+
+    def fits(profile: ModelProfile) -> bool:
         storing = Storing(dtype=dtype, group_size=profile.group_size)
-        if estimate(shape_of(config_of(profile)), storing, demand).least <= limit_bytes:
-            fitting.append(profile)
-        if len(fitting) == _PROFILES_NAMED:
-            break
-    return fitting
+        return estimate(shape_of(config_of(profile)), storing, demand).least <= limit_bytes
+
+    return largest_profiles(fits)

@@ -16,7 +16,7 @@ from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import compute_module_sizes, get_balanced_memory
 from transformers import PreTrainedModel
 
-from data.model_profiles import load_profiles
+from data.model_profiles import largest_profiles
 from objectives.models.base import ModelError
 from objectives.models.machine.devices import free_bytes, list_devices
 
@@ -34,7 +34,6 @@ _BYTES_IN_16_BIT = 2.0
 _BYTES_IN_4_BIT = 0.56
 
 _GIGA = 1e9
-_PROFILES_NAMED = 3
 
 
 def plan_device_map(
@@ -200,12 +199,11 @@ def _say_too_large(device: str, needed: int, room: int, *, may_split: bool) -> s
 
 def _say_fitting(room: int) -> str:
     """Return how large a model may be, and the largest known by name, as they are kept."""
-    by_size = sorted(load_profiles().values(), key=lambda each: -each.parameters)
-    names = [profile.name for profile in by_size if profile.weight_bytes() <= room]
+    names = [each.name for each in largest_profiles(lambda each: each.weight_bytes() <= room)]
     return (
         f"{_say_billions(room, _BYTES_IN_16_BIT)} parameters fit in 16 bits, "
         f"{_say_billions(room, _BYTES_IN_4_BIT)} in 4 bits (GPTQ)"
-        + (f", for example {', '.join(names[:_PROFILES_NAMED])}" if names else "")
+        + (f", for example {', '.join(names)}" if names else "")
     )
 
 
